@@ -1,0 +1,3 @@
+//! weir takes events over HTTP and delivers them as gzip blobs, on memory that does not move.
+
+pub mod records;

@@ -1,0 +1,3 @@
+//! Records: the events of one request body.
+
+pub mod json;
