@@ -39,7 +39,9 @@ fn event_large() -> String {
 }
 
 fn compact(text: &str) -> String {
-    serde_json::from_str::<serde_json::Value>(text).unwrap().to_string()
+    serde_json::from_str::<serde_json::Value>(text)
+        .unwrap()
+        .to_string()
 }
 
 fn ndjson() -> String {
@@ -70,7 +72,14 @@ fn numbers() -> String {
     for index in 0..10_000_u64 {
         let comma = if index == 0 { "" } else { "," };
         let number = index.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (20 + index % 30);
-        write!(text, "{comma}[{number},{}.{:03},-{}]", number % 1000, index % 1000, index).unwrap();
+        write!(
+            text,
+            "{comma}[{number},{}.{:03},-{}]",
+            number % 1000,
+            index % 1000,
+            index
+        )
+        .unwrap();
     }
     text.push_str("]}");
     text
@@ -118,14 +127,16 @@ fn json(criterion: &mut Criterion) {
         }
         group.bench_function("sonic-rs LazyValue", |bencher| {
             bencher.iter(|| {
-                let values = sonic_rs::Deserializer::from_slice(black_box(&source)).into_stream::<sonic_rs::LazyValue>();
+                let values = sonic_rs::Deserializer::from_slice(black_box(&source))
+                    .into_stream::<sonic_rs::LazyValue>();
                 let seen = values.map(Result::unwrap).count();
                 assert!(seen == count || seen == 1);
             });
         });
         group.bench_function("serde_json IgnoredAny", |bencher| {
             bencher.iter(|| {
-                let values = serde_json::Deserializer::from_slice(black_box(&source)).into_iter::<serde::de::IgnoredAny>();
+                let values = serde_json::Deserializer::from_slice(black_box(&source))
+                    .into_iter::<serde::de::IgnoredAny>();
                 let seen = values.map(Result::unwrap).count();
                 assert!(seen == count || seen == 1);
             });

@@ -32,7 +32,10 @@ impl RecordStarts {
     pub fn with_body_size_max(body_size_max: usize) -> Self {
         // One word more than the bits need: `mark` writes a mask across a word boundary without asking.
         let word_count = body_size_max / 64 + 2;
-        Self { words: vec![0; word_count].into_boxed_slice(), body_size_max }
+        Self {
+            words: vec![0; word_count].into_boxed_slice(),
+            body_size_max,
+        }
     }
 
     /// The largest body whose starts fit, in bytes.
@@ -44,10 +47,18 @@ impl RecordStarts {
     ///
     /// After a failed check the bits are those of the part before the error and mean nothing.
     pub fn iter<'a>(&'a self, body: &'a [u8]) -> RecordIter<'a> {
-        let mut bits = Bits { words: &self.words[..self.words.len().min(body.len() / 64 + 1)], index: 0, word: 0 };
+        let mut bits = Bits {
+            words: &self.words[..self.words.len().min(body.len() / 64 + 1)],
+            index: 0,
+            word: 0,
+        };
         bits.word = bits.words.first().copied().unwrap_or(0);
         let start_next = bits.next();
-        RecordIter { body, bits, start_next }
+        RecordIter {
+            body,
+            bits,
+            start_next,
+        }
     }
 
     /// The size of the longest record of `body`, in bytes; 0 without records.
@@ -58,7 +69,10 @@ impl RecordStarts {
 
     /// Forgets every start of a body of `body_size` bytes; the cost follows this body, not the largest one.
     fn clear(&mut self, body_size: usize) {
-        assert!(body_size <= self.body_size_max, "a body larger than its record starts");
+        assert!(
+            body_size <= self.body_size_max,
+            "a body larger than its record starts"
+        );
         self.words[..body_size / 64 + 2].fill(0);
     }
 
@@ -86,7 +100,13 @@ impl<'a> Iterator for RecordIter<'a> {
         let start = self.start_next?;
         self.start_next = self.bits.next();
         // `get`, because `body` may be shorter than the body the bits were made for.
-        self.body.get(start..self.start_next.unwrap_or(self.body.len()).min(self.body.len()))
+        self.body.get(
+            start
+                ..self
+                    .start_next
+                    .unwrap_or(self.body.len())
+                    .min(self.body.len()),
+        )
     }
 }
 
@@ -119,15 +139,26 @@ mod tests {
     fn spans_run_from_start_to_start_across_words() {
         let mut starts = RecordStarts::with_body_size_max(300);
         let body: Vec<u8> = (0..=255).collect();
-        for cuts in [&[0][..], &[0, 1, 2], &[0, 63, 64, 65], &[0, 100, 127, 128, 255]] {
+        for cuts in [
+            &[0][..],
+            &[0, 1, 2],
+            &[0, 63, 64, 65],
+            &[0, 100, 127, 128, 255],
+        ] {
             starts.clear(300);
             for &cut in cuts {
                 starts.mark(cut, 1);
             }
-            let mut expected: Vec<&[u8]> = cuts.windows(2).map(|pair| &body[pair[0]..pair[1]]).collect();
+            let mut expected: Vec<&[u8]> = cuts
+                .windows(2)
+                .map(|pair| &body[pair[0]..pair[1]])
+                .collect();
             expected.push(&body[cuts[cuts.len() - 1]..]);
             assert_eq!(starts.iter(&body).collect::<Vec<_>>(), expected);
-            assert_eq!(starts.record_size_max(&body), expected.iter().map(|r| r.len()).max().unwrap());
+            assert_eq!(
+                starts.record_size_max(&body),
+                expected.iter().map(|r| r.len()).max().unwrap()
+            );
         }
     }
 

@@ -6,7 +6,9 @@ use std::path::Path;
 mod bodies;
 
 fn replay(target: &str, body: fn(&[u8])) {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(target);
     let mut count = 0;
     for entry in std::fs::read_dir(&corpus).expect("a corpus directory") {
         let path = entry.expect("a corpus entry").path();

@@ -11,28 +11,12 @@ const DEPTH_MAX: usize = 128;
 pub fn records(body: &[u8]) -> Result<Vec<Vec<u8>>, Refusal> {
     let mut reader = Reader { body, at: 0 };
     reader.body_records().map_err(|code| {
-        let line = 1 + body[..reader.at].iter().filter(|&&byte| byte == b'\n').count();
+        let line = 1 + body[..reader.at]
+            .iter()
+            .filter(|&&byte| byte == b'\n')
+            .count();
         (code, reader.at, line)
     })
-}
-
-/// How deep the containers of `body` go, strings skipped, without any other check.
-pub fn depth(body: &[u8]) -> usize {
-    let (mut depth, mut deepest, mut string, mut escaped) = (0_usize, 0, false, false);
-    for &byte in body {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if string => escaped = true,
-            b'"' => string = !string,
-            b'{' | b'[' if !string => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b'}' | b']' if !string => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest
 }
 
 /// On an error `at` is the offset to report.
@@ -56,7 +40,11 @@ impl Reader<'_> {
 
     /// The error at `at`: the end of the body, or this byte.
     fn wrong<T>(&self) -> Step<T> {
-        Err(if self.at == self.body.len() { "json_truncated" } else { "json_syntax" })
+        Err(if self.at == self.body.len() {
+            "json_truncated"
+        } else {
+            "json_syntax"
+        })
     }
 
     fn body_records(&mut self) -> Step<Vec<Vec<u8>>> {
@@ -139,7 +127,9 @@ impl Reader<'_> {
                 _ => return self.wrong(),
             }
             while value_done {
-                let Some(&closer) = closers.last() else { return Ok(()) };
+                let Some(&closer) = closers.last() else {
+                    return Ok(());
+                };
                 self.white();
                 match self.peek() {
                     Some(b',') => {
@@ -193,7 +183,9 @@ impl Reader<'_> {
                             self.copy(out, 1);
                             for _ in 0..4 {
                                 match self.peek() {
-                                    Some(b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.copy(out, 1),
+                                    Some(b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+                                        self.copy(out, 1)
+                                    }
                                     _ => return self.wrong(),
                                 }
                             }

@@ -136,7 +136,9 @@ impl Default for Checker {
 impl Checker {
     /// A checker for the best instructions that this machine has.
     pub fn new() -> Self {
-        let arch = InstructionSet::ALL.into_iter().find_map(InstructionSet::arch);
+        let arch = InstructionSet::ALL
+            .into_iter()
+            .find_map(InstructionSet::arch);
         Self::with_arch(arch.unwrap_or(Arch::Portable(block::Portable)))
     }
 
@@ -146,10 +148,23 @@ impl Checker {
     }
 
     fn with_arch(arch: Arch) -> Self {
-        let resume =
-            Resume { offset: 0, newline_count: 0, carry: Carry::default(), state: State::new(), any: false };
-        let scratch = Scratch { chunk: Chunk::new(), marks: Marks::new(), state: State::new(), resume };
-        Self { arch, scratch: Box::new(scratch) }
+        let resume = Resume {
+            offset: 0,
+            newline_count: 0,
+            carry: Carry::default(),
+            state: State::new(),
+            any: false,
+        };
+        let scratch = Scratch {
+            chunk: Chunk::new(),
+            marks: Marks::new(),
+            state: State::new(),
+            resume,
+        };
+        Self {
+            arch,
+            scratch: Box::new(scratch),
+        }
     }
 
     /// Checks `body`, moves its records together at its front and marks where each of them starts.
@@ -159,9 +174,17 @@ impl Checker {
     ///
     /// # Panics
     /// If `body` is larger than `starts` was made for.
-    pub fn check(&mut self, body: &mut [u8], starts: &mut RecordStarts) -> Result<Records, JsonError> {
+    pub fn check(
+        &mut self,
+        body: &mut [u8],
+        starts: &mut RecordStarts,
+    ) -> Result<Records, JsonError> {
         starts.clear(body.len());
-        self.arch.run(Check { scratch: &mut self.scratch, body, starts })
+        self.arch.run(Check {
+            scratch: &mut self.scratch,
+            body,
+            starts,
+        })
     }
 }
 
@@ -177,7 +200,17 @@ impl Job for Check<'_> {
 
     #[inline(always)]
     fn run<B: Block>(self, block: B) -> Result<Records, JsonError> {
-        let Check { scratch: Scratch { chunk, marks, state, resume }, body, starts } = self;
+        let Check {
+            scratch:
+                Scratch {
+                    chunk,
+                    marks,
+                    state,
+                    resume,
+                },
+            body,
+            starts,
+        } = self;
         state.reset();
         marks.start_count = 0;
         marks.all_objects = true;
@@ -206,7 +239,11 @@ impl Job for Check<'_> {
             offset = end;
             if offset == body.len() {
                 let (count, all_objects) = (marks.start_count, marks.all_objects);
-                return Ok(Records { size: kept_size, count, all_objects });
+                return Ok(Records {
+                    size: kept_size,
+                    count,
+                    all_objects,
+                });
             }
         }
     }
@@ -215,7 +252,16 @@ impl Job for Check<'_> {
 /// The fast steps refused what the explainer accepts: a defect of this module. Refused, as the careful choice.
 #[cold]
 fn disagreement(resume: &Resume) -> JsonError {
-    debug_assert!(false, "the explainer found nothing wrong from offset {}", resume.offset);
+    debug_assert!(
+        false,
+        "the explainer found nothing wrong from offset {}",
+        resume.offset
+    );
     let (offset, line) = (resume.offset, 1 + resume.newline_count);
-    JsonError { code: codes::SYNTAX, offset, line, detail: "not valid, at or after this byte" }
+    JsonError {
+        code: codes::SYNTAX,
+        offset,
+        line,
+        detail: "not valid, at or after this byte",
+    }
 }

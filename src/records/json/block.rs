@@ -82,7 +82,9 @@ pub(super) mod x86 {
 
     /// A byte is white space exactly if this table, looked up by its low nibble, gives the byte itself.
     /// The fillers have another low nibble than the one they are looked up with.
-    const WHITE: [u8; 16] = [b' ', 100, 100, 100, 17, 100, 113, 2, 100, b'\t', b'\n', 112, 100, b'\r', 100, 100];
+    const WHITE: [u8; 16] = [
+        b' ', 100, 100, 100, 17, 100, 113, 2, 100, b'\t', b'\n', 112, 100, b'\r', 100, 100,
+    ];
     /// The same for a byte | 0x20 and `{}[]:,`: the brackets of a kind differ in that bit only.
     const OP: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, b':', b'{', b',', b'}', 0, 0];
 
@@ -127,7 +129,8 @@ pub(super) mod x86 {
     unsafe fn prefix_xor_clmul(mask: u64) -> u64 {
         // SAFETY: the caller's contract. A carry-less product with all ones is the prefix xor.
         unsafe {
-            let product = _mm_clmulepi64_si128(_mm_set_epi64x(0, mask as i64), _mm_set1_epi8(-1), 0);
+            let product =
+                _mm_clmulepi64_si128(_mm_set_epi64x(0, mask as i64), _mm_set1_epi8(-1), 0);
             _mm_cvtsi128_si64(product) as u64
         }
     }
@@ -179,7 +182,12 @@ pub(super) mod x86 {
         fn squeeze(self, lanes: __m512i, keep: u64, to: &mut [u8; BLOCK_SIZE]) {
             // SAFETY: `self` proves VBMI2; 64 writable bytes. Compressed in a register and stored whole: the
             // form that compresses into memory is microcoded on Zen 4.
-            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_maskz_compress_epi8(keep, lanes)) }
+            unsafe {
+                _mm512_storeu_si512(
+                    to.as_mut_ptr().cast(),
+                    _mm512_maskz_compress_epi8(keep, lanes),
+                )
+            }
         }
 
         #[inline(always)]
@@ -206,7 +214,10 @@ pub(super) mod x86 {
     #[inline(always)]
     unsafe fn mask_avx2(low: __m256i, high: __m256i) -> u64 {
         // SAFETY: the caller's contract; registers only.
-        unsafe { u64::from(_mm256_movemask_epi8(low) as u32) | u64::from(_mm256_movemask_epi8(high) as u32) << 32 }
+        unsafe {
+            u64::from(_mm256_movemask_epi8(low) as u32)
+                | u64::from(_mm256_movemask_epi8(high) as u32) << 32
+        }
     }
 
     impl Block for Avx2 {
@@ -215,7 +226,12 @@ pub(super) mod x86 {
         #[inline(always)]
         fn load(self, from: &[u8; BLOCK_SIZE]) -> Self::Lanes {
             // SAFETY: `self` proves AVX2; 64 readable bytes, no alignment asked.
-            unsafe { [_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(32).cast())] }
+            unsafe {
+                [
+                    _mm256_loadu_si256(from.as_ptr().cast()),
+                    _mm256_loadu_si256(from.as_ptr().add(32).cast()),
+                ]
+            }
         }
 
         #[inline(always)]
@@ -235,7 +251,10 @@ pub(super) mod x86 {
                     ),
                     op: mask_avx2(
                         _mm256_cmpeq_epi8(_mm256_or_si256(low, bit), _mm256_shuffle_epi8(op, low)),
-                        _mm256_cmpeq_epi8(_mm256_or_si256(high, bit), _mm256_shuffle_epi8(op, high)),
+                        _mm256_cmpeq_epi8(
+                            _mm256_or_si256(high, bit),
+                            _mm256_shuffle_epi8(op, high),
+                        ),
                     ),
                     control: mask_avx2(
                         _mm256_cmpeq_epi8(_mm256_max_epu8(low, below), below),
@@ -355,12 +374,15 @@ impl Block for Portable {
 
     #[inline(always)]
     fn classes(self, lanes: [u64; 8]) -> Classes {
-        let folded = lanes.map(|word| word | LOW_BITS * 0x20);
+        let folded = lanes.map(|word| word | (LOW_BITS * 0x20));
         let newline = self.equal(lanes, b'\n');
         Classes {
             quote: self.equal(lanes, b'"'),
             backslash: self.equal(lanes, b'\\'),
-            white: self.equal(lanes, b' ') | self.equal(lanes, b'\t') | self.equal(lanes, b'\r') | newline,
+            white: self.equal(lanes, b' ')
+                | self.equal(lanes, b'\t')
+                | self.equal(lanes, b'\r')
+                | newline,
             op: self.equal(folded, b'{')
                 | self.equal(folded, b'}')
                 | self.equal(lanes, b':')
@@ -443,7 +465,9 @@ mod tests {
         fn run<B: Block>(self, block: B) {
             let Questions(bytes, keep) = self;
             let mask = |wanted: &dyn Fn(u8) -> bool| {
-                bytes.iter().enumerate().fold(0, |mask, (index, &byte)| mask | u64::from(wanted(byte)) << index)
+                bytes.iter().enumerate().fold(0, |mask, (index, &byte)| {
+                    mask | u64::from(wanted(byte)) << index
+                })
             };
             let lanes = block.load(bytes);
             let classes = block.classes(lanes);
@@ -461,15 +485,28 @@ mod tests {
             }
             let mut squeezed = [0; BLOCK_SIZE];
             block.squeeze(lanes, keep, &mut squeezed);
-            let kept: Vec<u8> = (0..64).filter(|i| keep >> i & 1 == 1).map(|i| bytes[i]).collect();
+            let kept: Vec<u8> = (0..64)
+                .filter(|i| keep >> i & 1 == 1)
+                .map(|i| bytes[i])
+                .collect();
             assert_eq!(&squeezed[..kept.len()], kept);
-            assert_eq!(block.prefix_xor(keep), (0..64).map(|i| u64::from((keep << (63 - i)).count_ones() & 1) << i).sum());
+            let parity = |i: u32| u64::from((keep << (63 - i)).count_ones() & 1) << i;
+            assert_eq!(block.prefix_xor(keep), (0..64).map(parity).sum::<u64>());
             let value = u64::from_le_bytes(*bytes.first_chunk().unwrap());
-            assert_eq!(block.bits_gather(value, keep), Portable.bits_gather(value, keep));
-            assert_eq!(block.bits_scatter(value, keep), Portable.bits_scatter(value, keep));
+            assert_eq!(
+                block.bits_gather(value, keep),
+                Portable.bits_gather(value, keep)
+            );
+            assert_eq!(
+                block.bits_scatter(value, keep),
+                Portable.bits_scatter(value, keep)
+            );
             let count = keep.count_ones();
             let low = if count == 64 { !0 } else { (1 << count) - 1 };
-            assert_eq!(block.bits_gather(block.bits_scatter(value, keep), keep), value & low);
+            assert_eq!(
+                block.bits_gather(block.bits_scatter(value, keep), keep),
+                value & low
+            );
         }
     }
 
@@ -478,8 +515,17 @@ mod tests {
         for set in super::super::InstructionSet::available() {
             let arch = set.arch().unwrap();
             for first in 0..=255_u8 {
-                let bytes = std::array::from_fn(|index| first.wrapping_add((index as u8).wrapping_mul(first | 1)));
-                for keep in [0, !0, 1, 1 << 63, 0x5555_5555_5555_5555, u64::from(first).wrapping_mul(0x9E37_79B9_7F4A_7C15)] {
+                let bytes = std::array::from_fn(|index| {
+                    first.wrapping_add((index as u8).wrapping_mul(first | 1))
+                });
+                for keep in [
+                    0,
+                    !0,
+                    1,
+                    1 << 63,
+                    0x5555_5555_5555_5555,
+                    u64::from(first).wrapping_mul(0x9E37_79B9_7F4A_7C15),
+                ] {
                     arch.run(Questions(&bytes, keep));
                 }
             }

@@ -97,7 +97,11 @@ pub(super) fn classify<B: Block>(
 ) -> bool {
     chunk.token_count = 0;
     chunk.newline_count = 0;
-    let mut sums = Sums { bad: 0, high: 0, kept: !0 };
+    let mut sums = Sums {
+        bad: 0,
+        high: 0,
+        kept: !0,
+    };
     let (blocks, rest) = body[from..to].as_chunks::<BLOCK_SIZE>();
     for (index, bytes) in blocks.iter().enumerate() {
         one(block, body, from, index, bytes, carry, chunk, &mut sums);
@@ -105,7 +109,16 @@ pub(super) fn classify<B: Block>(
     if !rest.is_empty() {
         let mut bytes = [b' '; BLOCK_SIZE];
         bytes[..rest.len()].copy_from_slice(rest);
-        one(block, body, from, blocks.len(), &bytes, carry, chunk, &mut sums);
+        one(
+            block,
+            body,
+            from,
+            blocks.len(),
+            &bytes,
+            carry,
+            chunk,
+            &mut sums,
+        );
     }
     chunk.all_kept = sums.kept == !0;
     if sums.high != 0 {
@@ -121,7 +134,10 @@ pub(super) fn classify<B: Block>(
 }
 
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the body of the loop, called twice and always inlined")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the body of the loop, called twice and always inlined"
+)]
 fn one<B: Block>(
     block: B,
     body: &[u8],
@@ -209,7 +225,9 @@ fn escaped(backslash: u64, carry: &mut u64) -> u64 {
 fn is_rare_escape(body: &[u8], at: usize) -> bool {
     match body.get(at) {
         Some(b'b' | b'f') => true,
-        Some(b'u') => body.get(at + 1..at + 5).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)),
+        Some(b'u') => body
+            .get(at + 1..at + 5)
+            .is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)),
         _ => false,
     }
 }

@@ -41,8 +41,16 @@ type Wrong = (usize, &'static str, &'static str);
 pub(super) fn explain(body: &[u8], resume: &mut Resume) -> Option<JsonError> {
     let (offset, code, detail) = walk(body, resume).err()?;
     // Line feeds inside strings are errors themselves, so each one before the error is white space.
-    let lines = body[resume.offset..offset].iter().filter(|&&byte| byte == b'\n').count();
-    Some(JsonError { code, offset, line: 1 + resume.newline_count + lines, detail })
+    let lines = body[resume.offset..offset]
+        .iter()
+        .filter(|&&byte| byte == b'\n')
+        .count();
+    Some(JsonError {
+        code,
+        offset,
+        line: 1 + resume.newline_count + lines,
+        detail,
+    })
 }
 
 fn expected(resume: &Resume) -> Expect {
@@ -69,7 +77,10 @@ fn walk(body: &[u8], resume: &mut Resume) -> Result<(), Wrong> {
         at = string_end(body, at, resume.carry.escaped != 0)?;
     } else if resume.carry.scalar != 0 {
         // Scanned in full where it started.
-        at += body[at..].iter().take_while(|&&byte| !scalar::ends_scalar(byte)).count();
+        at += body[at..]
+            .iter()
+            .take_while(|&&byte| !scalar::ends_scalar(byte))
+            .count();
     }
     if resume.offset == 0 && body.starts_with(b"\xEF\xBB\xBF") {
         return Err((0, codes::SYNTAX, "a byte order mark before the JSON text"));
@@ -86,12 +97,20 @@ fn walk(body: &[u8], resume: &mut Resume) -> Result<(), Wrong> {
         match byte {
             b'{' | b'[' if value_may_come || expect == Expect::Top => {
                 if usize::from(state.depth) == DEPTH_MAX {
-                    return Err((at, codes::DEPTH, "more containers inside each other than allowed"));
+                    return Err((
+                        at,
+                        codes::DEPTH,
+                        "more containers inside each other than allowed",
+                    ));
                 }
                 state.depth += 1;
                 let object = byte == b'{';
                 state.kinds[usize::from(state.depth)] = if object { OBJECT } else { ARRAY };
-                expect = if object { Expect::KeyOrEnd } else { Expect::ValueOrEnd };
+                expect = if object {
+                    Expect::KeyOrEnd
+                } else {
+                    Expect::ValueOrEnd
+                };
                 at += 1;
             }
             b'}' | b']'
@@ -100,11 +119,19 @@ fn walk(body: &[u8], resume: &mut Resume) -> Result<(), Wrong> {
                     || (expect == Expect::ValueOrEnd && byte == b']') =>
             {
                 state.depth -= 1;
-                expect = if state.depth == 0 { Expect::Top } else { Expect::CommaOrEnd };
+                expect = if state.depth == 0 {
+                    Expect::Top
+                } else {
+                    Expect::CommaOrEnd
+                };
                 at += 1;
             }
             b',' if expect == Expect::CommaOrEnd => {
-                expect = if kind == OBJECT { Expect::Key } else { Expect::Value };
+                expect = if kind == OBJECT {
+                    Expect::Key
+                } else {
+                    Expect::Value
+                };
                 at += 1;
             }
             b':' if expect == Expect::Colon => {
@@ -113,14 +140,26 @@ fn walk(body: &[u8], resume: &mut Resume) -> Result<(), Wrong> {
             }
             b'"' if value_may_come || matches!(expect, Expect::Key | Expect::KeyOrEnd) => {
                 at = string_end(body, at + 1, false)?;
-                expect = if value_may_come { Expect::CommaOrEnd } else { Expect::Colon };
+                expect = if value_may_come {
+                    Expect::CommaOrEnd
+                } else {
+                    Expect::Colon
+                };
             }
             b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n' if expect == Expect::Top => {
-                return Err((at, codes::SCALAR, "a value at the top that is neither an object nor an array"));
+                return Err((
+                    at,
+                    codes::SCALAR,
+                    "a value at the top that is neither an object nor an array",
+                ));
             }
             b'-' | b'0'..=b'9' | b't' | b'f' | b'n' if value_may_come => {
                 at = scalar::scan(body, at).map_err(|wrong| {
-                    if wrong == body.len() { truncated(body) } else { (wrong, codes::SYNTAX, "not a number, true, false or null") }
+                    if wrong == body.len() {
+                        truncated(body)
+                    } else {
+                        (wrong, codes::SYNTAX, "not a number, true, false or null")
+                    }
                 })?;
                 expect = Expect::CommaOrEnd;
             }
@@ -153,7 +192,9 @@ fn truncated(body: &[u8]) -> Wrong {
 /// The offset after the closing quote of the string whose content is at `at`.
 fn string_end(body: &[u8], mut at: usize, mut escaped: bool) -> Result<usize, Wrong> {
     loop {
-        let Some(&byte) = body.get(at) else { return Err(truncated(body)) };
+        let Some(&byte) = body.get(at) else {
+            return Err(truncated(body));
+        };
         if escaped {
             escaped = false;
             match byte {
@@ -163,7 +204,9 @@ fn string_end(body: &[u8], mut at: usize, mut escaped: bool) -> Result<usize, Wr
                         match body.get(digit) {
                             None => return Err(truncated(body)),
                             Some(byte) if byte.is_ascii_hexdigit() => {}
-                            Some(_) => return Err((digit, codes::SYNTAX, "not a hexadecimal digit")),
+                            Some(_) => {
+                                return Err((digit, codes::SYNTAX, "not a hexadecimal digit"));
+                            }
                         }
                     }
                 }
@@ -184,7 +227,9 @@ fn string_end(body: &[u8], mut at: usize, mut escaped: bool) -> Result<usize, Wr
                 match std::str::from_utf8(sequence) {
                     Ok(text) => text.chars().next().map_or(1, char::len_utf8),
                     Err(error) if error.valid_up_to() > 0 => byte.leading_ones() as usize,
-                    Err(error) if error.error_len().is_none() && at + sequence.len() == body.len() => {
+                    Err(error)
+                        if error.error_len().is_none() && at + sequence.len() == body.len() =>
+                    {
                         return Err(truncated(body));
                     }
                     Err(_) => return Err((at, codes::UTF8, "not UTF-8")),

@@ -32,10 +32,13 @@ use super::classify::{BLOCK_COUNT, Chunk};
 /// Kinds of containers. Bit 0 is "object", bit 1 "its values are records".
 pub(super) const ARRAY: u8 = 0;
 pub(super) const OBJECT: u8 = 1;
-const ARRAY_TOP: u8 = 2;
+const TOP_ARRAY: u8 = 2;
 const TOP: u8 = 3;
 
-const _: () = assert!(DEPTH_MAX + BLOCK_SIZE < 256, "64 brackets from the deepest level must not wrap unseen");
+const _: () = assert!(
+    DEPTH_MAX + BLOCK_SIZE < 256,
+    "64 brackets from the deepest level must not wrap unseen"
+);
 
 /// The grammar between two tokens.
 #[derive(Clone, Copy)]
@@ -63,7 +66,11 @@ impl State {
     pub fn new() -> Self {
         let mut kinds = [0; 256];
         kinds[0] = TOP;
-        Self { kinds, depth: 0, before: Before::default() }
+        Self {
+            kinds,
+            depth: 0,
+            before: Before::default(),
+        }
     }
 
     /// Back to the start of a body.
@@ -120,7 +127,12 @@ struct Rule {
 
 /// Checks the tokens of `chunk`. False if there is an error.
 #[inline(always)]
-pub(super) fn check<B: Block>(block: B, chunk: &Chunk, state: &mut State, marks: &mut Marks) -> bool {
+pub(super) fn check<B: Block>(
+    block: B,
+    chunk: &Chunk,
+    state: &mut State,
+    marks: &mut Marks,
+) -> bool {
     let word_count = chunk.token_count.div_ceil(BLOCK_SIZE);
     let (words, _) = chunk.tokens.as_chunks::<BLOCK_SIZE>();
     let (mut bad, mut any, mut starts_other, mut start_count) = (0, 0, 0, 0);
@@ -166,14 +178,27 @@ pub(super) fn check<B: Block>(block: B, chunk: &Chunk, state: &mut State, marks:
         bad |= value & after_scalar;
         let value_twice = value & after_closer;
         let rules = [
-            Rule { bad: colon | brace_close | value_twice, starts: 0, drops: 0 },
             Rule {
-                bad: (after_comma & !string | after_key & !colon | bracket_close | value_twice) & valid,
+                bad: colon | brace_close | value_twice,
                 starts: 0,
                 drops: 0,
             },
-            Rule { bad: colon | brace_close | value_twice, starts: value, drops: comma | bracket_close },
-            Rule { bad: colon | comma | closer | scalar, starts: brace_open, drops: bracket_open },
+            Rule {
+                bad: (after_comma & !string | after_key & !colon | bracket_close | value_twice)
+                    & valid,
+                starts: 0,
+                drops: 0,
+            },
+            Rule {
+                bad: colon | brace_close | value_twice,
+                starts: value,
+                drops: comma | bracket_close,
+            },
+            Rule {
+                bad: colon | comma | closer | scalar,
+                starts: brace_open,
+                drops: bracket_open,
+            },
         ];
 
         let (mut starts, mut drops) = (0, 0);
@@ -191,8 +216,11 @@ pub(super) fn check<B: Block>(block: B, chunk: &Chunk, state: &mut State, marks:
             let at = rest.trailing_zeros();
             let object = (brace_open >> at & 1) as u8;
             let top = u8::from(depth == 0);
-            state.kinds[usize::from(depth.wrapping_add(1))] = object | (top & !object) << 1;
-            depth = depth.wrapping_add(((opener >> at & 1) as u8) << 1).wrapping_sub(1);
+            state.kinds[usize::from(depth.wrapping_add(1))] =
+                object | (TOP_ARRAY * (top & !object));
+            depth = depth
+                .wrapping_add(((opener >> at & 1) as u8) << 1)
+                .wrapping_sub(1);
             depth_max = depth_max.max(depth);
             rest &= rest - 1;
         }

@@ -8,7 +8,10 @@
 /// Whether `byte` may follow a scalar: white space, an operator or a quote.
 /// The last is never right either, but then it is the grammar's error and not the scalar's.
 pub(super) const fn ends_scalar(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | b'{' | b'}' | b'[' | b']' | b':' | b',' | b'"')
+    matches!(
+        byte,
+        b' ' | b'\t' | b'\n' | b'\r' | b'{' | b'}' | b'[' | b']' | b':' | b',' | b'"'
+    )
 }
 
 /// The offset after the scalar at `at`, or the offset of the first byte that is wrong.
@@ -31,7 +34,11 @@ fn literal(body: &[u8], at: usize, word: &[u8]) -> Result<usize, usize> {
     if body[at..].starts_with(word) {
         return Ok(at + word.len());
     }
-    let same = body[at..].iter().zip(word).take_while(|(byte, wanted)| byte == wanted).count();
+    let same = body[at..]
+        .iter()
+        .zip(word)
+        .take_while(|(byte, wanted)| byte == wanted)
+        .count();
     Err(at + same)
 }
 

@@ -23,6 +23,10 @@ use crate::records::RecordStarts;
 
 /// Moves what stays of `body[from..to]` to `body[kept_size..]`; returns the new kept size.
 #[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the pieces of one scratch, borrowed apart"
+)]
 pub(super) fn squeeze<B: Block>(
     block: B,
     body: &mut [u8],
@@ -43,6 +47,7 @@ pub(super) fn squeeze<B: Block>(
 }
 
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "as above")]
 fn run<B: Block, const MARKED: bool>(
     block: B,
     body: &mut [u8],
@@ -73,9 +78,13 @@ fn run<B: Block, const MARKED: bool>(
     for index in 0..block_count {
         let keep = kept(index, kept_size);
         let offset = from + index * BLOCK_SIZE;
-        let Some(bytes) = body[offset..].first_chunk() else { break };
+        let Some(bytes) = body[offset..].first_chunk() else {
+            break;
+        };
         let lanes = block.load(bytes);
-        let Some(window) = body[kept_size..].first_chunk_mut() else { break };
+        let Some(window) = body[kept_size..].first_chunk_mut() else {
+            break;
+        };
         block.squeeze(lanes, keep, window);
         kept_size += keep.count_ones() as usize;
     }

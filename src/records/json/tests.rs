@@ -13,13 +13,21 @@ fn answer(set: InstructionSet, bytes: &[u8]) -> Answer {
     let mut buffer = [bytes, &[0xA5; 64]].concat();
     let (body, after) = buffer.split_at_mut(bytes.len());
     let mut starts = RecordStarts::with_body_size_max(bytes.len());
-    let found = Checker::with_instruction_set(set).unwrap().check(body, &mut starts);
+    let found = Checker::with_instruction_set(set)
+        .unwrap()
+        .check(body, &mut starts);
     assert_eq!(after, [0xA5; 64], "{set:?} wrote past the body");
     let found = found.map_err(|error| (error.code, error.offset, error.line))?;
-    let records: Vec<Vec<u8>> = starts.iter(&body[..found.size]).map(<[u8]>::to_vec).collect();
+    let records: Vec<Vec<u8>> = starts
+        .iter(&body[..found.size])
+        .map(<[u8]>::to_vec)
+        .collect();
     assert_eq!(records.len(), found.count);
     assert_eq!(records.concat(), &body[..found.size]);
-    assert_eq!(found.all_objects, records.iter().all(|record| record[0] == b'{'));
+    assert_eq!(
+        found.all_objects,
+        records.iter().all(|record| record[0] == b'{')
+    );
     Ok(records)
 }
 
@@ -28,17 +36,31 @@ fn answer(set: InstructionSet, bytes: &[u8]) -> Answer {
 fn same_as_twin(bytes: &[u8]) {
     let expected = naive::records(bytes);
     for set in InstructionSet::available() {
-        assert_eq!(answer(set, bytes), expected, "{set:?}, {:?}", bytes.escape_ascii().to_string());
+        assert_eq!(
+            answer(set, bytes),
+            expected,
+            "{set:?}, {:?}",
+            bytes.escape_ascii().to_string()
+        );
     }
-    let mut resume =
-        Resume { offset: 0, newline_count: 0, carry: Carry::default(), state: State::new(), any: false };
-    let explained = explain::explain(bytes, &mut resume).map(|error| (error.code, error.offset, error.line));
+    let mut resume = Resume {
+        offset: 0,
+        newline_count: 0,
+        carry: Carry::default(),
+        state: State::new(),
+        any: false,
+    };
+    let explained =
+        explain::explain(bytes, &mut resume).map(|error| (error.code, error.offset, error.line));
     assert_eq!(explained, expected.err());
 }
 
 #[track_caller]
 fn accepts(body: &str, records: &[&str]) {
-    let expected: Answer = Ok(records.iter().map(|record| record.as_bytes().to_vec()).collect());
+    let expected: Answer = Ok(records
+        .iter()
+        .map(|record| record.as_bytes().to_vec())
+        .collect());
     for set in InstructionSet::available() {
         assert_eq!(answer(set, body.as_bytes()), expected, "{set:?}");
     }
@@ -49,7 +71,12 @@ fn accepts(body: &str, records: &[&str]) {
 fn refuses(body: impl AsRef<[u8]>, code: &'static str, offset: usize, line: usize) {
     let body = body.as_ref();
     for set in InstructionSet::available() {
-        assert_eq!(answer(set, body), Err((code, offset, line)), "{set:?}, {}", body.escape_ascii());
+        assert_eq!(
+            answer(set, body),
+            Err((code, offset, line)),
+            "{set:?}, {}",
+            body.escape_ascii()
+        );
     }
     same_as_twin(body);
 }
@@ -62,7 +89,10 @@ fn bodies_become_records() {
     accepts("{}{}[]{}", &["{}", "{}", "{}"]);
     accepts("[]", &[]);
     accepts("[ ]\n[\t]", &[]);
-    accepts("[1, \"two\", null, [3, []], {\"4\": 5}]", &["1", "\"two\"", "null", "[3,[]]", "{\"4\":5}"]);
+    accepts(
+        "[1, \"two\", null, [3, []], {\"4\": 5}]",
+        &["1", "\"two\"", "null", "[3,[]]", "{\"4\":5}"],
+    );
     accepts("[[1,2],[3]] [4]", &["[1,2]", "[3]", "4"]);
     accepts("[{}, {}]", &["{}", "{}"]);
 }
@@ -70,12 +100,32 @@ fn bodies_become_records() {
 #[test]
 fn strings_and_numbers_pass_byte_for_byte() {
     for value in [
-        "0", "-0", "10", "-1.5e+300", "1e999", "1E-9", "123456789012345678901234567890", "0.10", "true", "false", "null",
-        "\"\"", r#""\"""#, r#""\\""#, r#""\/\b\f\n\r\t""#, r#""\ud800""#, r#""\uDBFF\u00e9""#, "\"a  b\u{7F}\"", "\"é日😀\"",
+        "0",
+        "-0",
+        "10",
+        "-1.5e+300",
+        "1e999",
+        "1E-9",
+        "123456789012345678901234567890",
+        "0.10",
+        "true",
+        "false",
+        "null",
+        "\"\"",
+        r#""\"""#,
+        r#""\\""#,
+        r#""\/\b\f\n\r\t""#,
+        r#""\ud800""#,
+        r#""\uDBFF\u00e9""#,
+        "\"a  b\u{7F}\"",
+        "\"é日😀\"",
         r#"{"a":1,"a":2}"#,
     ] {
         accepts(&format!("[{value}]"), &[value]);
-        accepts(&format!("{{\"k\": {value} }}"), &[&format!("{{\"k\":{value}}}")]);
+        accepts(
+            &format!("{{\"k\": {value} }}"),
+            &[&format!("{{\"k\":{value}}}")],
+        );
     }
 }
 
@@ -92,17 +142,78 @@ fn empty_bodies_and_scalars_are_refused() {
 #[test]
 fn the_first_wrong_byte_is_reported() {
     for (body, offset) in [
-        ("{},{}", 2), ("]", 0), ("{}}", 2), ("[1,]", 3), ("[,1]", 1), ("[1 2]", 3), ("[1\"a\"]", 2), ("[\"a\"1]", 4),
-        ("[{}{}]", 3), ("[[][]]", 3), ("{\"a\":1,}", 7), ("{,}", 1), ("{1:2}", 1), ("{\"a\"}", 4), ("{\"a\" 1}", 5),
-        ("{\"a\":}", 5), ("{\"a\"::1}", 5), ("{\"a\":1 \"b\":2}", 7), ("{\"a\":1:2}", 6), ("{\"a\":1,\"b\"}", 10),
-        ("{\"a\":1,{}}", 7), ("{\"a\":\"b\":1}", 8), ("[\"a\":1]", 4), ("[1,\"a\":1]", 6), ("[1}", 2), ("{\"a\":1]", 6),
-        ("{]", 1), ("[}", 1), ("[[1}]", 3), ("{[]:1}", 1), ("[:1]", 1),
-        ("[01]", 2), ("[-]", 2), ("[-01]", 3), ("[1.]", 3), ("[.5]", 1), ("[1e]", 3), ("[1e+]", 4), ("[+1]", 1), ("[1-2]", 2),
-        ("[0x1]", 2), ("[1_0]", 2), ("[00]", 2), ("[1.2.3]", 4), ("[NaN]", 1), ("[Infinity]", 1), ("[-Infinity]", 2),
-        ("[tru]", 4), ("[trux]", 4), ("[true1]", 5), ("[nullnull]", 5), ("[fals e]", 5), ("[True]", 1), ("['a']", 1),
-        ("[\\\"a\"]", 1), ("[1\\]", 2), ("[\"\\x\"]", 3), ("[\"\\u12G4\"]", 6), ("[\"\\u123\"]", 7), ("[\"\\U0041\"]", 3),
-        ("[\"a\tb\"]", 3), ("[\"\\\n\"]", 3), ("[\u{c}]", 1), ("[\u{1a}]", 1), ("[\u{0}]", 1), ("[é]", 1), ("é", 0),
-        ("\u{FEFF}{}", 0), ("{}\u{FEFF}", 2), ("{}//", 2), ("[1]/**/", 3), ("{a:1}", 1),
+        ("{},{}", 2),
+        ("]", 0),
+        ("{}}", 2),
+        ("[1,]", 3),
+        ("[,1]", 1),
+        ("[1 2]", 3),
+        ("[1\"a\"]", 2),
+        ("[\"a\"1]", 4),
+        ("[{}{}]", 3),
+        ("[[][]]", 3),
+        ("{\"a\":1,}", 7),
+        ("{,}", 1),
+        ("{1:2}", 1),
+        ("{\"a\"}", 4),
+        ("{\"a\" 1}", 5),
+        ("{\"a\":}", 5),
+        ("{\"a\"::1}", 5),
+        ("{\"a\":1 \"b\":2}", 7),
+        ("{\"a\":1:2}", 6),
+        ("{\"a\":1,\"b\"}", 10),
+        ("{\"a\":1,{}}", 7),
+        ("{\"a\":\"b\":1}", 8),
+        ("[\"a\":1]", 4),
+        ("[1,\"a\":1]", 6),
+        ("[1}", 2),
+        ("{\"a\":1]", 6),
+        ("{]", 1),
+        ("[}", 1),
+        ("[[1}]", 3),
+        ("{[]:1}", 1),
+        ("[:1]", 1),
+        ("[01]", 2),
+        ("[-]", 2),
+        ("[-01]", 3),
+        ("[1.]", 3),
+        ("[.5]", 1),
+        ("[1e]", 3),
+        ("[1e+]", 4),
+        ("[+1]", 1),
+        ("[1-2]", 2),
+        ("[0x1]", 2),
+        ("[1_0]", 2),
+        ("[00]", 2),
+        ("[1.2.3]", 4),
+        ("[NaN]", 1),
+        ("[Infinity]", 1),
+        ("[-Infinity]", 2),
+        ("[tru]", 4),
+        ("[trux]", 4),
+        ("[true1]", 5),
+        ("[nullnull]", 5),
+        ("[fals e]", 5),
+        ("[True]", 1),
+        ("['a']", 1),
+        ("[\\\"a\"]", 1),
+        ("[1\\]", 2),
+        ("[\"\\x\"]", 3),
+        ("[\"\\u12G4\"]", 6),
+        ("[\"\\u123\"]", 7),
+        ("[\"\\U0041\"]", 3),
+        ("[\"a\tb\"]", 3),
+        ("[\"\\\n\"]", 3),
+        ("[\u{c}]", 1),
+        ("[\u{1a}]", 1),
+        ("[\u{0}]", 1),
+        ("[é]", 1),
+        ("é", 0),
+        ("\u{FEFF}{}", 0),
+        ("{}\u{FEFF}", 2),
+        ("{}//", 2),
+        ("[1]/**/", 3),
+        ("{a:1}", 1),
     ] {
         refuses(body, codes::SYNTAX, offset, 1);
         let nested = format!("{{}}\n\n[\n{body}");
@@ -115,8 +226,19 @@ fn the_first_wrong_byte_is_reported() {
 #[test]
 fn utf8_is_checked_in_strings() {
     for wrong in [
-        &b"\x80"[..], b"\xC0\xAF", b"\xC1\xBF", b"\xE0\x80\xAF", b"\xED\xA0\x80", b"\xF0\x80\x80\xAF", b"\xF4\x90\x80\x80",
-        b"\xF5\x80\x80\x80", b"\xFF", b"\xE2\x82", b"\xE2", b"\xF0\x9F\x98", b"\xC3\xA9\xA9",
+        &b"\x80"[..],
+        b"\xC0\xAF",
+        b"\xC1\xBF",
+        b"\xE0\x80\xAF",
+        b"\xED\xA0\x80",
+        b"\xF0\x80\x80\xAF",
+        b"\xF4\x90\x80\x80",
+        b"\xF5\x80\x80\x80",
+        b"\xFF",
+        b"\xE2\x82",
+        b"\xE2",
+        b"\xF0\x9F\x98",
+        b"\xC3\xA9\xA9",
     ] {
         let offset = 2 + if wrong == b"\xC3\xA9\xA9" { 2 } else { 0 };
         refuses([b"[\"", wrong, b"\"]"].concat(), codes::UTF8, offset, 1);
@@ -128,7 +250,11 @@ fn utf8_is_checked_in_strings() {
 #[test]
 fn depth_is_limited_for_any_mix_of_containers() {
     for (open, close) in [("[", "]"), ("{\"a\":", "}"), ("[{\"a\":", "}]")] {
-        let count = if open.len() == 6 { DEPTH_MAX / 2 } else { DEPTH_MAX };
+        let count = if open.len() == 6 {
+            DEPTH_MAX / 2
+        } else {
+            DEPTH_MAX
+        };
         let body = format!("{}[]{}", open.repeat(count), close.repeat(count));
         refuses(&body, codes::DEPTH, open.len() * count, 1);
         let body = format!("{}0{}", open.repeat(count), close.repeat(count));
@@ -188,10 +314,26 @@ fn every_piece_crosses_every_block_boundary() {
         for padding in 0..if cfg!(miri) { 3 } else { 130 } {
             same_as_twin(&[&b" ".repeat(padding), piece].concat());
             // In a string, and with line feeds.
-            same_as_twin(&[b"{\"", "x".repeat(padding).as_bytes(), b"\":\n", piece, b"\n}"].concat());
+            same_as_twin(
+                &[
+                    b"{\"",
+                    "x".repeat(padding).as_bytes(),
+                    b"\":\n",
+                    piece,
+                    b"\n}",
+                ]
+                .concat(),
+            );
             same_as_twin(&[&b"\n{}".repeat(padding), piece].concat());
             // With tokens, so that words of 64 tokens are crossed too.
-            same_as_twin(&[&b"[".repeat(padding.min(100)), piece, &b"]".repeat(padding.min(100))].concat());
+            same_as_twin(
+                &[
+                    &b"[".repeat(padding.min(100)),
+                    piece,
+                    &b"]".repeat(padding.min(100)),
+                ]
+                .concat(),
+            );
             same_as_twin(&[b"[", &b"1,".repeat(padding)[..], piece, b",2]"].concat());
         }
     }
@@ -205,14 +347,48 @@ fn every_piece_crosses_a_chunk_boundary() {
             let padding = CHUNK_SIZE - before;
             same_as_twin(&[&b" ".repeat(padding), piece].concat());
             same_as_twin(&[&b"\n".repeat(CHUNK_SIZE + padding), piece, b"{}"].concat());
-            same_as_twin(&[b"{\"", "x".repeat(padding - 4).as_bytes(), b"\":", piece, b"}"].concat());
-            same_as_twin(&[b"[\"", "é".repeat(padding / 2).as_bytes(), b"\",", piece, b"]"].concat());
+            same_as_twin(
+                &[
+                    b"{\"",
+                    "x".repeat(padding - 4).as_bytes(),
+                    b"\":",
+                    piece,
+                    b"}",
+                ]
+                .concat(),
+            );
+            same_as_twin(
+                &[
+                    b"[\"",
+                    "é".repeat(padding / 2).as_bytes(),
+                    b"\",",
+                    piece,
+                    b"]",
+                ]
+                .concat(),
+            );
             same_as_twin(&[b"[", &b"1,".repeat(padding / 2)[..], piece, b", {}]"].concat());
-            same_as_twin(&[&b"{\"a\":[]}\n".repeat(padding / 9), &b" ".repeat(padding % 9)[..], piece].concat());
+            same_as_twin(
+                &[
+                    &b"{\"a\":[]}\n".repeat(padding / 9),
+                    &b" ".repeat(padding % 9)[..],
+                    piece,
+                ]
+                .concat(),
+            );
             // A scalar, a string of backslashes and a comma left hanging by the boundary.
             same_as_twin(&[b"[", &b"7".repeat(padding)[..], piece].concat());
             same_as_twin(&[b"[\"", &b"\\".repeat(padding)[..], piece].concat());
-            same_as_twin(&[b"{\"a\":1,", &b" ".repeat(padding)[..], b"\"b\":", piece, b"}"].concat());
+            same_as_twin(
+                &[
+                    b"{\"a\":1,",
+                    &b" ".repeat(padding)[..],
+                    b"\"b\":",
+                    piece,
+                    b"}",
+                ]
+                .concat(),
+            );
         }
     }
 }
@@ -222,12 +398,29 @@ fn a_checker_forgets_the_body_before() {
     for set in InstructionSet::available() {
         let mut checker = Checker::with_instruction_set(set).unwrap();
         let mut starts = RecordStarts::with_body_size_max(9000);
-        for first in [&b"[[[1,2,"[..], b"{\"a\":\"\\", b"[1,2,3,4,5]", b"[\"\xE2\x82", &b"]".repeat(300), &b"[".repeat(9000)] {
+        for first in [
+            &b"[[[1,2,"[..],
+            b"{\"a\":\"\\",
+            b"[1,2,3,4,5]",
+            b"[\"\xE2\x82",
+            &b"]".repeat(300),
+            &b"[".repeat(9000),
+        ] {
             let _ = checker.check(&mut first.to_vec(), &mut starts);
             let mut body = *b"{ } \n{\"a\": 1}";
             let found = checker.check(&mut body, &mut starts).unwrap();
-            assert_eq!(found, Records { size: 9, count: 2, all_objects: true });
-            assert_eq!(starts.iter(&body[..9]).collect::<Vec<_>>(), [&b"{}"[..], b"{\"a\":1}"]);
+            assert_eq!(
+                found,
+                Records {
+                    size: 9,
+                    count: 2,
+                    all_objects: true
+                }
+            );
+            assert_eq!(
+                starts.iter(&body[..9]).collect::<Vec<_>>(),
+                [&b"{}"[..], b"{\"a\":1}"]
+            );
         }
     }
 }
@@ -245,13 +438,20 @@ fn any_json() -> impl Strategy<Value = serde_json::Value> {
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
         any::<f64>().prop_map(Value::from),
-        proptest::collection::vec(any::<char>(), 0..20).prop_map(|chars| Value::from(String::from_iter(chars))),
+        proptest::collection::vec(any::<char>(), 0..20)
+            .prop_map(|chars| Value::from(String::from_iter(chars))),
     ];
     leaf.prop_recursive(6, 200, 12, |inner| {
         prop_oneof![
             proptest::collection::vec(inner.clone(), 0..12).prop_map(Value::from),
-            proptest::collection::vec((proptest::collection::vec(any::<char>(), 0..9), inner), 0..12)
-                .prop_map(|pairs| pairs.into_iter().map(|(key, value)| (String::from_iter(key), value)).collect()),
+            proptest::collection::vec(
+                (proptest::collection::vec(any::<char>(), 0..9), inner),
+                0..12
+            )
+            .prop_map(|pairs| pairs
+                .into_iter()
+                .map(|(key, value)| (String::from_iter(key), value))
+                .collect()),
         ]
     })
 }
