@@ -24,7 +24,8 @@
 //! Departures, made for speed:
 //! 1. Blocks without a backslash (nearly all) skip the search for escapes; of those with one, the frequent escapes
 //!    are checked as a mask and only `\u`, `\b`, `\f` one by one.
-//! 2. Unsigned integers are checked for a whole block with one addition; only other scalars are read byte by byte.
+//! 2. Integers are checked for a whole block with one addition, literals by one comparison of a word; only blocks with
+//!    other numbers, or with one that crosses into the next block, have their numbers read byte by byte.
 //! 3. Tokens are listed as *bytes*, not as positions. The grammar needs no positions, and the few that the squeeze
 //!    step needs (record starts) are found back through the token mask.
 //! 4. UTF-8 is checked per chunk, over the chunk and the continuation bytes that follow it.
@@ -184,19 +185,29 @@ fn one<B: Block>(
     carry.scalar = scalar >> 63;
     if scalar_start != 0 {
         let digit = block.digits(lanes);
-        // A lone `0`; and a run of digits that starts with another one: adding its first bit to the run
-        // leaves a single bit just after it, which must not belong to a scalar.
-        let zero = scalar_start & block.equal(lanes, b'0');
-        let nonzero = scalar_start & digit & !zero;
-        let (sum, run_leaves_block) = nonzero.overflowing_add(digit);
-        let other = scalar_start & !digit | zero & (scalar >> 1 | 1 << 63) | sum & !digit & scalar;
+        let minus = scalar_start & block.equal(lanes, b'-');
+        // Integers: after a minus or at the start, a lone `0`, or a run of digits that starts with another one.
+        // Adding its first bit to such a run leaves a single bit just after it, which must not belong to a scalar.
+        let first = scalar_start & digit | minus << 1;
+        let zero = first & block.equal(lanes, b'0');
+        let (sum, run_leaves_block) = (first & digit & !zero).overflowing_add(digit);
+        let other = first & !digit
+            | zero & (scalar >> 1 | 1 << 63)
+            | sum & !digit & scalar
+            | minus & 1 << 63;
         if other != 0 || run_leaves_block {
-            let mut rest = scalar_start;
+            let mut rest = scalar_start & (digit | minus);
             while rest != 0 {
                 let at = offset + rest.trailing_zeros() as usize;
                 sums.bad |= u64::from(scalar::scan(body, at).is_err());
                 rest &= rest - 1;
             }
+        }
+        let mut rest = scalar_start & !(digit | minus);
+        while rest != 0 {
+            let at = offset + rest.trailing_zeros() as usize;
+            sums.bad |= u64::from(!scalar::is_literal(body, at));
+            rest &= rest - 1;
         }
     }
 

@@ -29,6 +29,35 @@ pub(super) fn scan(body: &[u8], at: usize) -> Result<usize, usize> {
     }
 }
 
+/// Whether a literal, and no other scalar, is at `at`. The same answer as [`scan`], without a branch on which it is.
+#[inline(always)]
+pub(super) fn is_literal(body: &[u8], at: usize) -> bool {
+    // Bits 3 and 4 of the first byte tell the three apart; no byte is the fourth, whose mask is zero.
+    const WORDS: [(u64, u64, u32); 4] = [
+        (u64::from_le_bytes(*b"false\0\0\0"), 0xFF_FFFF_FFFF, 40),
+        (u64::from_le_bytes(*b"null\0\0\0\0"), 0xFFFF_FFFF, 32),
+        (u64::from_le_bytes(*b"true\0\0\0\0"), 0xFFFF_FFFF, 32),
+        (1, 0, 0),
+    ];
+    let Some(bytes) = body[at..].first_chunk() else {
+        return scan(body, at).is_ok();
+    };
+    let bytes = u64::from_le_bytes(*bytes);
+    let (word, mask, end) = WORDS[bytes as usize >> 3 & 3];
+    (bytes & mask == word) & ENDS_SCALAR[(bytes >> end) as usize & 0xFF]
+}
+
+/// [`ends_scalar`] of each byte.
+static ENDS_SCALAR: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = ends_scalar(byte as u8);
+        byte += 1;
+    }
+    table
+};
+
 #[inline(always)]
 fn literal(body: &[u8], at: usize, word: &[u8]) -> Result<usize, usize> {
     if body[at..].starts_with(word) {

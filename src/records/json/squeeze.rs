@@ -68,9 +68,8 @@ fn run<B: Block, const MARKED: bool>(
             let tokens = chunk.token_masks[index];
             keep &= !block.bits_scatter(bits_at(&marks.drops, token_index), tokens);
             let start = block.bits_scatter(bits_at(&marks.starts, token_index), tokens);
-            if start != 0 {
-                starts.mark(kept_size, block.bits_gather(start, keep));
-            }
+            // Marked even when there is no start: a store is cheaper than a branch nobody can predict.
+            starts.mark(kept_size, block.bits_gather(start, keep));
             token_index += tokens.count_ones() as usize;
         }
         keep
