@@ -281,7 +281,7 @@ fn truncation_at_every_byte_is_an_error_or_what_the_twin_says() {
 }
 
 /// Pieces that must not care where blocks and chunks begin, right and wrong ones.
-const PIECES: [&[u8]; 24] = [
+const PIECES: [&[u8]; 27] = [
     b"{\"key\": \"value\", \"k\":[1, 2]}",
     b"[123456789, -0.5e-7, 0, 10]",
     b"[true, false, null]",
@@ -300,6 +300,9 @@ const PIECES: [&[u8]; 24] = [
     b"[12a]",
     b"[1234567890.]",
     b"[01]",
+    b"[-01]",
+    b"[-x]",
+    b"[-]",
     b"{\"a\":1,}",
     b"{\"a\" \"b\"}",
     b"[1 2]",
