@@ -1,1 +1,6 @@
+mod answer;
+mod answerer;
+mod client;
+mod cpu;
+mod request;
 fn main() {}
