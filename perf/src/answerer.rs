@@ -27,7 +27,6 @@ const READ_SIZE: usize = 256 << 10;
 
 /// What it saw until it was stopped.
 #[derive(Default)]
-#[cfg_attr(not(test), allow(dead_code, reason = "only tests count along"))]
 pub struct Seen {
     pub connections: u64,
     pub requests: u64,
