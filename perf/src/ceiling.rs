@@ -10,7 +10,6 @@ use crate::cpu::{self, CpuPlan};
 use crate::machine::Machine;
 use crate::request::Request;
 use anyhow::{Result, ensure};
-use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use std::time::Duration;
 use weir_perf::event;
@@ -55,9 +54,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             duration_max: Duration::from_secs(arguments.seconds),
             in_flight_max: usize::MAX,
         };
-        let cpu_before = thread_cpu_seconds();
+        // This thread is the client and nothing else.
+        let cpu_before = cpu::thread_time();
         let outcome = client.run(&bounds)?;
-        let cpu = thread_cpu_seconds() - cpu_before;
+        let cpu_time = cpu::thread_time().saturating_sub(cpu_before);
         outcome.require_success()?;
         drop(client);
         let seen = server.stop();
@@ -67,7 +67,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         );
         let seconds = outcome.elapsed.as_secs_f64();
         let rate = outcome.answered as f64 / seconds;
-        let cpu_us = cpu / outcome.answered as f64 * 1e6;
+        let cpu_us = cpu_time.as_secs_f64() / outcome.answered as f64 * 1e6;
         println!(
             "{case:<8}{rate:>12.0}{:>10.1}{cpu_us:>21.2}{:>10.0}{:>10.0}",
             outcome.body_bytes as f64 / seconds / 1e6,
@@ -87,10 +87,4 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     });
     println!("{line}");
     Ok(())
-}
-
-/// CPU time of the calling thread, which is the client's.
-fn thread_cpu_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }

@@ -1,10 +1,12 @@
 //! Which CPU is the server's and which is ours, and the pinning to them.
 //!
 //! A child inherits the affinity of the thread that starts it, so the server is pinned by pinning ourselves first.
-//! Not here: any measurement of CPU time; see `process`.
+//! Not here: the CPU time of the server; see `process`.
 
 use anyhow::{Context, Result, bail};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
+use std::time::Duration;
 
 /// The two sides of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,13 @@ pub fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu);
     sched_setaffinity(None, &set).with_context(|| format!("pinning to CPU {cpu}"))
+}
+
+/// CPU time of the calling thread so far.
+pub fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    // Neither part of this clock is ever negative.
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 #[cfg(test)]

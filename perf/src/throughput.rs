@@ -203,7 +203,7 @@ struct Report {
     floor_a_cpu_share: f64,
     floor_b: f64,
     efficiency: f64,
-    /// The same quotient over the server's CPU time, which a slow client does not flatter.
+    /// The same quotient in CPU time, which neither a slow client nor a busy machine distorts.
     efficiency_cpu: f64,
     rss_max: u64,
     notes: Vec<String>,
@@ -298,9 +298,10 @@ fn measure(
         cpu::pin(cpus.server)?;
         let b = floor_b.measure(FLOOR_B_TIME / ROUNDS as u32)?;
         cpu::pin(cpus.client)?;
-        floor_b_rounds.push(b);
-        efficiencies.push((a.seconds_per_request + b) / measured.seconds_per_request);
-        efficiencies_cpu.push((a.cpu_seconds_per_request + b) / measured.cpu_seconds_per_request);
+        floor_b_rounds.push(b.seconds);
+        efficiencies.push((a.seconds_per_request + b.seconds) / measured.seconds_per_request);
+        efficiencies_cpu
+            .push((a.cpu_seconds_per_request + b.cpu_seconds) / measured.cpu_seconds_per_request);
     }
 
     let mut notes = Vec::new();
