@@ -1,1 +1,92 @@
-fn main() {}
+//! `weir-perf`: starts the release binary pinned to one CPU and drives it from another.
+//!
+//! Modules in the order the data flows: requests, the client that sends them, the server that takes them, the floors
+//! they are compared with, and the four measurements.
+//! Everything here ends by itself, talks to this machine only, and ends no process but its own children.
+//! A timing never makes it fail; a wrong answer, a refused request or a dead server does.
+
+mod request;
+
+mod answer;
+mod client;
+
+mod cpu;
+mod process;
+mod server;
+
+mod answerer;
+mod floor_b;
+mod machine;
+
+mod ceiling;
+mod idle;
+mod soak;
+mod throughput;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Seed of all generated events, so that two runs send the same bytes.
+const SEED: u64 = 20_261_123;
+
+#[derive(Parser)]
+#[command(version, about, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    throughput: throughput::Arguments,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Requests per second and efficiency against the floors (the default)
+    Throughput(throughput::Arguments),
+    /// Resident memory over many requests, on kept-alive and on fresh connections
+    Soak(soak::Arguments),
+    /// Resident memory of idle kept-alive connections
+    Idle(idle::Arguments),
+    /// What the client alone can do here, against a stand-in that answers at once
+    Ceiling(ceiling::Arguments),
+}
+
+#[derive(Args, Clone)]
+struct ServerArguments {
+    /// The weir binary; by default the one beside this program
+    #[arg(long, value_name = "PATH")]
+    weir: Option<PathBuf>,
+    /// Compression level
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=9))]
+    level: u8,
+}
+
+fn main() -> ExitCode {
+    match measure(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(arguments: Arguments) -> Result<()> {
+    match arguments.command {
+        None => throughput::run(&arguments.throughput),
+        Some(Command::Throughput(arguments)) => throughput::run(&arguments),
+        Some(Command::Soak(arguments)) => soak::run(&arguments),
+        Some(Command::Idle(arguments)) => idle::run(&arguments),
+        Some(Command::Ceiling(arguments)) => ceiling::run(&arguments),
+    }
+}
+
+/// Says once that a number must not be trusted where server and client share a CPU.
+fn note_shared_cpu(cpus: cpu::CpuPlan) {
+    if cpus.is_shared() {
+        println!("note: only one CPU is allowed; server and client share it, so rates mean little");
+    }
+}
+
+const MIB: f64 = (1 << 20) as f64;
