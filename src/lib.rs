@@ -4,6 +4,12 @@ pub mod limits;
 
 pub mod error;
 
+pub mod cli;
+
 pub mod config;
+
+pub mod budget;
+
+pub mod route;
 
 pub mod records;
