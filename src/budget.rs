@@ -240,7 +240,7 @@ impl Budget {
         terms.truncate(3);
         let mut largest: Vec<String> = terms
             .into_iter()
-            .map(|(size, term, key)| format!("{} {} ({key})", term.name, Size(size)))
+            .map(|(size, term, key)| format!("{} {:.2} ({key})", term.name, Size(size)))
             .collect();
         if self.cores > 1 {
             largest.push(format!("or the {} cores (cores)", self.cores));
@@ -309,7 +309,7 @@ impl std::fmt::Display for Registration {
             Self::Unwanted => write!(f, "unregistered: slabs.registered is \"never\""),
             Self::MemlockTooLow { limit, slab_size } => write!(
                 f,
-                "unregistered: the memlock limit is {}, slabs need {}; same slabs, same bounds; \
+                "unregistered: the memlock limit is {:.2}, slabs need {:.2}; same slabs, same bounds; \
                  to register them: ulimit -l {}",
                 Size(*limit),
                 Size(*slab_size),
@@ -341,7 +341,7 @@ mod tests {
         let budget = Budget::new(&Config::default());
         assert!(
             budget.core_size() <= CORE_SIZE_DEFAULT_MAX,
-            "{}",
+            "{:.2}",
             Size(budget.core_size())
         );
         // 1 MiB + 8 MiB + 32 MiB, as designed.

@@ -295,7 +295,7 @@ impl Config {
 
     /// Checks `text`. Messages name `path`; relative paths in the text are joined to `base_dir`.
     pub fn parse(text: &str, path: &Path, base_dir: &Path) -> Result<Self, ConfigErrors> {
-        let raw = raw::parse(text).map_err(|error| ConfigErrors::new(path, text, vec![error]))?;
+        let raw = raw::parse(text).map_err(|errors| ConfigErrors::new(path, text, errors))?;
         validate::validate(raw, base_dir).map_err(|errors| ConfigErrors::new(path, text, errors))
     }
 

@@ -22,7 +22,7 @@ pub enum Fatal {
     ConfigUnreadable { path: PathBuf, source: io::Error },
 
     #[error(
-        "the memory sum is {}, above the limit of {} ({limit_origin}); raise the limit or reduce \
+        "the memory sum is {:.2}, above the limit of {:.2} ({limit_origin}); raise the limit or reduce \
          the largest terms: {largest}",
         Size(*sum), Size(*limit)
     )]
@@ -63,7 +63,7 @@ pub enum Fatal {
     DirectoryNotWritable { path: PathBuf, source: io::Error },
 
     #[error(
-        "slabs.registered = \"require\", but the kernel did not register {} of slabs ({source}); \
+        "slabs.registered = \"require\", but the kernel did not register {:.2} of slabs ({source}); \
          raise the memlock limit (ulimit -l {}, or LimitMEMLOCK= in systemd, or --ulimit memlock= \
          for a container) or set slabs.registered = \"prefer\"",
         Size(*size), size.div_ceil(1024)

@@ -28,7 +28,7 @@ pub(super) fn run(args: &ConfigArgs) -> Result<(), Fatal> {
 
 fn limit_text(limit: Option<&MemoryLimit>) -> String {
     match limit {
-        Some(limit) => format!("{} ({})", Size(limit.size), limit.origin),
+        Some(limit) => format!("{:.2} ({})", Size(limit.size), limit.origin),
         None => "none (no memory.limit, and no limit of a control group)".into(),
     }
 }
@@ -42,7 +42,7 @@ fn table(budget: &Budget) -> String {
         "= one core",
         "",
         "",
-        &Size(budget.core_size()).to_string(),
+        &read(budget.core_size()),
         "",
     ));
     rows.push(Row::default());
@@ -50,18 +50,12 @@ fn table(budget: &Budget) -> String {
     rows.push(Row::new(
         "  cores",
         &budget.cores.to_string(),
-        &Size(budget.core_size()).to_string(),
-        &Size(budget.cores * budget.core_size()).to_string(),
+        &read(budget.core_size()),
+        &read(budget.cores * budget.core_size()),
         "all of the above, per core",
     ));
     rows.extend(terms_of(Scope::Process).map(Row::from));
-    rows.push(Row::new(
-        "= total",
-        "",
-        "",
-        &Size(budget.total_size()).to_string(),
-        "",
-    ));
+    rows.push(Row::new("= total", "", "", &read(budget.total_size()), ""));
 
     let width = |cell: fn(&Row) -> &str| {
         let widths = rows.iter().map(|row| cell(row).chars().count());
@@ -93,6 +87,11 @@ fn table(budget: &Budget) -> String {
     text
 }
 
+/// A size to be read, not pasted.
+fn read(size: u64) -> String {
+    format!("{:.2}", Size(size))
+}
+
 /// A line of the table.
 #[derive(Default)]
 struct Row {
@@ -120,8 +119,8 @@ impl From<&Term> for Row {
         Self::new(
             &format!("  {}", term.name),
             &term.count.to_string(),
-            &Size(term.unit_size).to_string(),
-            &Size(term.size()).to_string(),
+            &read(term.unit_size),
+            &read(term.size()),
             term.holder,
         )
     }

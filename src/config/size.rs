@@ -12,7 +12,7 @@ const UNITS: [(&str, u64); 4] = [
     ("B", 1),
 ];
 
-/// A number of bytes. Prints in the unit that reads best: `8MiB`, `1.25MiB`, `320KiB`, `18B`.
+/// A number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
@@ -46,18 +46,20 @@ impl Size {
     }
 }
 
+/// Exact, so that it can be pasted into a configuration; with a precision (`{:.2}`) rounded to read.
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let divides = |unit: u64| self.0 > 0 && self.0.is_multiple_of(unit);
+        let is_rounded = f.precision().is_some();
         let (name, unit) = UNITS
             .into_iter()
-            .find(|(_, unit)| self.0 >= *unit)
+            .find(|(_, unit)| divides(*unit) || (is_rounded && self.0 >= *unit))
             .unwrap_or(("B", 1));
-        let text = if self.0.is_multiple_of(unit) {
-            format!("{}{name}", self.0 / unit)
-        } else {
-            format!("{:.2}{name}", self.0 as f64 / unit as f64)
-        };
-        f.pad(&text)
+        if divides(unit) || unit == 1 {
+            return write!(f, "{}{name}", self.0 / unit);
+        }
+        let precision = f.precision().unwrap_or_default();
+        write!(f, "{:.precision$}{name}", self.0 as f64 / unit as f64)
     }
 }
 
@@ -77,10 +79,23 @@ mod tests {
         ] {
             assert_eq!(Size::parse(text), Ok(Size(size)));
         }
-        for size in [0, 18, 1 << 10, 320 << 10, 8 << 20, 1 << 30] {
+        for size in [0, 1, 18, 1 << 10, 1028 << 10, 1_000_001, 8 << 20, 3 << 30] {
             assert_eq!(Size::parse(&Size(size).to_string()), Ok(Size(size)));
         }
-        assert_eq!(Size(1280 << 10).to_string(), "1.25MiB");
+    }
+
+    #[test]
+    fn rounds_only_when_asked_to() {
+        for (size, exact, rounded) in [
+            (0, "0B", "0B"),
+            (1023, "1023B", "1023B"),
+            (4 << 20, "4MiB", "4MiB"),
+            (1280 << 10, "1280KiB", "1.25MiB"),
+            (1_000_001, "1000001B", "976.56KiB"),
+        ] {
+            assert_eq!(Size(size).to_string(), exact);
+            assert_eq!(format!("{:.2}", Size(size)), rounded);
+        }
     }
 
     #[test]

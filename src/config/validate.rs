@@ -15,7 +15,7 @@ use toml::Spanned;
 use super::error::{Placed, list, nearest};
 use super::raw::{
     Key, RawConfig, RawCores, RawDestination, RawDuration, RawListener, RawRoute, RawSize,
-    RawSlabClass,
+    RawSlabClass, TableOf,
 };
 use super::{
     Admin, Batch, Compression, Config, Destination, Envelope, Limits, Listener, Memory,
@@ -48,7 +48,7 @@ struct Check {
 impl Check {
     fn config(&mut self, raw: RawConfig, base_dir: &Path) -> Config {
         let default = Config::default();
-        let destination = self.destination(raw.destination, default.destination, base_dir);
+        let destination = self.destination(raw.destination.0, default.destination, base_dir);
         let is_directory = matches!(destination, Destination::Directory { .. });
         let (routes, tables) = match raw.route {
             Some(routes) => self.routes(routes, is_directory),
@@ -56,7 +56,7 @@ impl Check {
         };
         let slabs = Slabs {
             registered: self.choice(
-                raw.slabs.registered,
+                raw.slabs.0.registered,
                 &[
                     ("prefer", Registered::Prefer),
                     ("require", Registered::Require),
@@ -64,15 +64,15 @@ impl Check {
                 ],
                 default.slabs.registered,
             ),
-            classes: match raw.slabs.classes {
+            classes: match raw.slabs.0.classes {
                 Some(classes) => self.slab_classes(classes),
                 None => default.slabs.classes,
             },
         };
         let (upload, record) = self.upload_and_record(
-            raw.upload.buffer_count,
-            raw.upload.buffer_size,
-            raw.limits.record,
+            raw.upload.0.buffer_count,
+            raw.upload.0.buffer_size,
+            raw.limits.0.record,
             default.upload,
             default.limits.record,
         );
@@ -83,37 +83,38 @@ impl Check {
                 None => default.listeners,
             },
             admin: Admin {
-                address: self.address(raw.admin.address, default.admin.address),
+                address: self.address(raw.admin.0.address, default.admin.address),
             },
             destination,
             batch: Batch {
-                max_age: self.duration(raw.batch.max_age, default.batch.max_age),
+                max_age: self.duration(raw.batch.0.max_age, default.batch.max_age),
             },
             compression: Compression {
                 level: self.integer(
-                    raw.compression.level,
+                    raw.compression.0.level,
                     default.compression.level.into(),
                     COMPRESSION_LEVEL_MIN.into()..=COMPRESSION_LEVEL_MAX.into(),
                 ) as u8,
             },
             response: Response {
-                status: self.status(raw.response.status, default.response.status),
+                status: self.status(raw.response.0.status, default.response.status),
             },
             slabs,
             upload,
             limits: Limits {
-                wait: self.duration(raw.limits.wait, default.limits.wait),
+                wait: self.duration(raw.limits.0.wait, default.limits.wait),
                 connections: self.integer(
-                    raw.limits.connections,
+                    raw.limits.0.connections,
                     default.limits.connections,
                     1..=CONNECTION_COUNT_MAX,
                 ),
                 record,
-                drain: self.duration(raw.limits.drain, default.limits.drain),
+                drain: self.duration(raw.limits.0.drain, default.limits.drain),
             },
             memory: Memory {
                 limit: raw
                     .memory
+                    .0
                     .limit
                     .map(|limit| self.size(&limit, MEMORY_LIMIT_MIN..=u64::MAX)),
             },
@@ -247,9 +248,10 @@ impl Check {
             .min(CORE_COUNT_MAX);
         let message = match value.get_ref() {
             RawCores::Word(word) if word == "all" => return available,
-            RawCores::Word(word) => {
-                format!("unknown value `{word}`; use a number of cores or \"all\"")
-            }
+            RawCores::Word(word) => match nearest(word, &["all"]) {
+                Some(name) => format!("unknown value `{word}`; did you mean `{name}`?"),
+                None => format!("unknown value `{word}`; use a number of cores or \"all\""),
+            },
             RawCores::Count(count) => match usize::try_from(*count) {
                 Ok(count) if (1..=available).contains(&count) => return count,
                 _ => format!(
@@ -265,7 +267,7 @@ impl Check {
 
     fn listeners(
         &mut self,
-        raw: Spanned<Vec<RawListener>>,
+        raw: Spanned<Vec<TableOf<RawListener>>>,
         default: Vec<Listener>,
     ) -> Vec<Listener> {
         let span = raw.span();
@@ -280,7 +282,7 @@ impl Check {
         }
         let mut listeners = Vec::with_capacity(raw.len());
         let mut seen = HashSet::new();
-        for listener in raw {
+        for TableOf(listener) in raw {
             let address_span = listener
                 .address
                 .as_ref()
@@ -326,12 +328,25 @@ impl Check {
 
     // --- memory -------------------------------------------------------------------------------
 
-    fn slab_classes(&mut self, raw: Spanned<Vec<RawSlabClass>>) -> Vec<SlabClass> {
+    fn slab_classes(
+        &mut self,
+        raw: Spanned<Vec<Spanned<TableOf<RawSlabClass>>>>,
+    ) -> Vec<SlabClass> {
         let span = raw.span();
+        let is_empty = raw.get_ref().is_empty();
         let mut classes: Vec<SlabClass> = Vec::new();
+        // The largest valid one so far, so that one wrong size is one error.
+        let mut size_before = 0;
         for class in raw.into_inner() {
+            let class_span = class.span();
+            let TableOf(class) = class.into_inner();
+            let (Some(raw_size), Some(raw_count)) = (class.size, class.count) else {
+                let message = "a slab class has a `size` and a `count`; add the missing one";
+                self.error(class_span, message);
+                continue;
+            };
             let errors_before = self.errors.len();
-            let size = self.size(&class.size, SLAB_SIZE_MIN as u64..=SLAB_SIZE_MAX as u64) as usize;
+            let size = self.size(&raw_size, SLAB_SIZE_MIN as u64..=SLAB_SIZE_MAX as u64) as usize;
             if !size.is_multiple_of(PAGE_SIZE) {
                 let down = size - size % PAGE_SIZE;
                 let message = format!(
@@ -340,25 +355,24 @@ impl Check {
                     Size(down as u64),
                     Size((down + PAGE_SIZE) as u64)
                 );
-                self.error(class.size.span(), message);
+                self.error(raw_size.span(), message);
             }
             let is_valid = self.errors.len() == errors_before;
-            if let Some(smaller) = classes.last()
-                && is_valid
-                && size <= smaller.size
-            {
+            if is_valid && size <= size_before {
                 let message = format!(
                     "{} does not follow {}; order the classes by ascending size, each size once",
                     Size(size as u64),
-                    Size(smaller.size as u64)
+                    Size(size_before as u64)
                 );
-                self.error(class.size.span(), message);
+                self.error(raw_size.span(), message);
+            } else if is_valid {
+                size_before = size;
             }
-            let count = self.integer(Some(class.count), 1, 1..=SLAB_COUNT_MAX);
+            let count = self.integer(Some(raw_count), 1, 1..=SLAB_COUNT_MAX);
             classes.push(SlabClass { size, count });
         }
         let count: usize = classes.iter().map(|class| class.count).sum();
-        if classes.is_empty() {
+        if is_empty {
             self.error(span, "no slab class; configure at least one");
         } else if count > SLAB_COUNT_MAX {
             let message = format!(
@@ -403,9 +417,10 @@ impl Check {
                 .map_or(0..0, Spanned::span);
             let message = format!(
                 "an upload buffer of {} does not take a record of {} that compresses badly; set \
-                 upload.buffer_size to {needed} bytes or more, or reduce limits.record",
+                 upload.buffer_size to {} or more, or reduce limits.record",
                 Size(upload.buffer_size as u64),
                 Size(record_size as u64),
+                Size(needed.next_multiple_of(PAGE_SIZE) as u64),
             );
             self.error(span, message);
         }
@@ -416,7 +431,7 @@ impl Check {
 
     fn routes(
         &mut self,
-        raw: Spanned<Vec<Spanned<RawRoute>>>,
+        raw: Spanned<Vec<Spanned<TableOf<RawRoute>>>>,
         is_directory: bool,
     ) -> (Vec<Route>, Vec<Table>) {
         let span = raw.span();
@@ -437,7 +452,7 @@ impl Check {
         let mut seen = HashSet::new();
         for route in raw {
             let route_span = route.span();
-            let route = route.into_inner();
+            let TableOf(route) = route.into_inner();
             let path_span = route.path.as_ref().map_or(route_span, Spanned::span);
             let pattern = match route.path {
                 Some(path) => self.pattern(&path),
