@@ -266,15 +266,16 @@ impl Budget {
     }
 
     /// What is valid but likely not meant on this machine, one sentence each.
+    /// Slabs that won't be registered, where that is allowed, are no warning of the plan, which has
+    /// a line for it.
     pub fn warnings(&self, config: &Config, machine: &Machine) -> Vec<String> {
         let mut warnings = config.warnings();
         let registration = self.registration(machine);
-        if matches!(registration, Registration::MemlockTooLow { .. }) {
-            let consequence = match self.registered {
-                Registered::Require => "; slabs.registered = \"require\", so weir will not start",
-                _ => "",
-            };
-            warnings.push(format!("slabs {registration}{consequence}"));
+        if self.registered == Registered::Require && registration != Registration::Expected {
+            warnings.push(format!(
+                "slabs.registered is \"require\", so weir will not start here; slabs would be \
+                 {registration}"
+            ));
         }
         if let Some(limit) = machine.descriptor_limit
             && limit < self.descriptor_count
@@ -425,11 +426,18 @@ mod tests {
         let expected = budget.registration(&machine).to_string();
         assert!(expected.contains("memlock limit is 8MiB, slabs need 41MiB"));
         assert!(expected.ends_with("ulimit -l 41984"), "{expected}");
-        assert_eq!(budget.warnings(&config, &machine).len(), 1);
+        assert!(budget.warnings(&config, &machine).is_empty());
+        config.slabs.registered = Registered::Require;
+        let warnings = Budget::new(&config).warnings(&config, &machine);
+        assert!(warnings[0].contains("will not start"), "{warnings:?}");
+        config.slabs.registered = Registered::Prefer;
 
         machine.may_lock_memory = true;
         assert_eq!(budget.registration(&machine), Registration::Expected);
+        machine.descriptor_limit = Some(1024);
         assert!(budget.warnings(&config, &machine).is_empty());
+        machine.descriptor_limit = Some(1023);
+        assert_eq!(budget.warnings(&config, &machine).len(), 1);
 
         machine.may_lock_memory = false;
         machine.memlock_limit = Some(41 * MIB as u64);

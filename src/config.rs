@@ -17,6 +17,8 @@
 mod error;
 mod raw;
 mod size;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 use std::net::SocketAddr;

@@ -153,9 +153,11 @@ pub const DEFLATE_STATE_SIZE: usize = 320 * KIB;
 /// The most bytes deflate makes of `raw_size` bytes, whatever they are and whatever the level,
 /// without gzip's header and trailer.
 ///
-/// The form is that of zlib's `deflateBound` for any window and memory level:
+/// The form is that of zlib's conservative `deflateBound`, for any window and memory level:
 /// an eighth for nine-bit literals, one in 64 for the blocks' headers.
 /// The fixed 64 bytes take the final block and a few flushes.
+/// This counts from an empty encoder: what an encoder was fed before and still holds comes out
+/// later, so a bound on the next write is a bound on all raw bytes since its last flush.
 pub const fn deflate_size_max(raw_size: usize) -> usize {
     raw_size + raw_size.div_ceil(8) + raw_size.div_ceil(64) + 64
 }

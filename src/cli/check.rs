@@ -4,8 +4,9 @@
 //! A sum above this machine's limit is a warning here: the file may be meant for another machine.
 
 use super::{ConfigArgs, print, warnings_text};
-use crate::budget::Budget;
 use crate::budget::machine::Machine;
+use crate::budget::{Budget, Registration};
+use crate::config::Registered;
 use crate::error::Fatal;
 
 pub(super) fn run(args: &ConfigArgs) -> Result<(), Fatal> {
@@ -13,6 +14,10 @@ pub(super) fn run(args: &ConfigArgs) -> Result<(), Fatal> {
     let machine = Machine::read();
     let budget = Budget::new(&config);
     let mut warnings = budget.warnings(&config, &machine);
+    let registration = budget.registration(&machine);
+    if config.slabs.registered == Registered::Prefer && registration != Registration::Expected {
+        warnings.push(format!("slabs will be {registration}"));
+    }
     if let Err(fatal) = budget.verify(&config, &machine) {
         warnings.push(format!("weir will not start here: {fatal}"));
     }

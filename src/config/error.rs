@@ -44,7 +44,8 @@ impl ConfigErrors {
         let errors = placed
             .into_iter()
             .map(|Placed { span, message }| {
-                let before = &text[..text.floor_char_boundary(span.start.min(text.len()))];
+                // A span never splits a character; if one did, the end of the text is the place.
+                let before = text.get(..span.start).unwrap_or(text);
                 let line_start = before.rfind('\n').map_or(0, |index| index + 1);
                 let mut key = String::new();
                 key_at_table(document.get_ref(), span.start, &mut key);
@@ -65,8 +66,6 @@ impl ConfigErrors {
 
 /// Appends the path of the innermost key that `offset` lies in.
 fn key_at_table(table: &DeTable<'_>, offset: usize, path: &mut String) {
-    // The table headers of `[[route]]` lie outside of the spans of the values below them, so the
-    // nearest key before the offset whose value does not end before it is the one.
     for (key, value) in table {
         if key.span().contains(&offset) || value_contains(value, offset) {
             if !path.is_empty() {
