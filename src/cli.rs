@@ -1,0 +1,128 @@
+//! The command line: its subcommands and their arguments.
+//!
+//! Comes right after `main.rs`. Main thread; allocates freely.
+//! Each subcommand is a file below `cli/` and returns a `Fatal` or nothing.
+//! Results go to stdout, everything else to stderr.
+
+mod check;
+mod plan;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Config;
+use crate::error::Fatal;
+
+/// Takes events over HTTP and delivers them as gzip blobs, on memory that does not move.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until SIGTERM or SIGINT, then drain and exit.
+    ///
+    /// Prints `listening on ADDRESS` for each listener once it accepts; logs to stderr.
+    Run(ConfigArgs),
+
+    /// Start a node that needs no configuration and show what goes in and out.
+    ///
+    /// Prints a curl line to try, and each second what came in and what was written.
+    /// Ctrl-C drains and says where the data is.
+    Demo(DemoArgs),
+
+    /// Check a configuration, with file, line and column of every error.
+    ///
+    /// Exits with 0 if it is valid, warnings or not, and with 2 if it is not.
+    Check(ConfigArgs),
+
+    /// Print the memory sum of a configuration, term by term, and the limit it must keep.
+    Plan(ConfigArgs),
+}
+
+/// The argument of every subcommand that reads a configuration.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// The configuration, TOML; without it every key has its default.
+    ///
+    /// Relative paths in it are relative to its directory.
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    /// Loads the file, or the defaults with paths relative to the working directory.
+    pub fn load(&self) -> Result<Config, Fatal> {
+        match &self.config {
+            Some(path) => Config::load(path),
+            None => Ok(Config::default()),
+        }
+    }
+
+    /// What messages call the configuration.
+    fn name(&self) -> String {
+        match &self.config {
+            Some(path) => path.display().to_string(),
+            None => "the default configuration".into(),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Where to take events; port 0 lets the kernel choose.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9880")]
+    pub listen: SocketAddr,
+
+    /// Where to serve metrics and health; port 0 lets the kernel choose.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9881")]
+    pub admin: SocketAddr,
+
+    /// Where the blobs go.
+    #[arg(long, value_name = "DIRECTORY", default_value = "weir-data")]
+    pub out: PathBuf,
+}
+
+impl Cli {
+    /// Does what the arguments say.
+    pub fn run(self) -> Result<(), Fatal> {
+        match self.command {
+            Command::Run(_) => Err(not_built("run")),
+            Command::Demo(_) => Err(not_built("demo")),
+            Command::Check(args) => check::run(&args),
+            Command::Plan(args) => plan::run(&args),
+        }
+    }
+}
+
+fn not_built(command: &str) -> Fatal {
+    Fatal::Io {
+        action: format!("weir {command}"),
+        source: std::io::Error::other("not built in this branch"),
+    }
+}
+
+/// Writes a subcommand's result. A reader that has gone away is no error of ours.
+fn print(text: &str) -> Result<(), Fatal> {
+    use std::io::Write;
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => Err(Fatal::Io {
+            action: "writing to stdout".into(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// One warning per line.
+fn warnings_text(warnings: &[String]) -> String {
+    warnings
+        .iter()
+        .map(|warning| format!("warning: {warning}\n"))
+        .collect()
+}

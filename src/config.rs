@@ -1,0 +1,320 @@
+//! The configuration: parsed once, then valid and immutable.
+//!
+//! Comes first in a node's life: `cli.rs` loads it, `budget.rs` adds it up, the reactors read it.
+//! A [`Config`] exists only if every check passed, so nobody after this file checks again.
+//! Main thread only, before any reactor starts; it allocates freely.
+//!
+//! The text becomes a `Config` in two steps, both in submodules:
+//! `config/raw.rs` is the shape of the file (which keys there are, what type each has),
+//! `config/validate.rs` is what the values must satisfy.
+//! `config/size.rs` reads and writes sizes; `config/error.rs` places a message on a line and column.
+//!
+//! Invariant: the defaults are in one place, [`Config::default`], and an empty file means them.
+//!
+//! Not here: bounds (`limits.rs`), sums (`budget.rs`), matching of paths (`route.rs`).
+//! What each key means to an operator is in `docs/CONFIG.md`, which a test holds to this code.
+
+mod error;
+mod raw;
+mod size;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::Fatal;
+use crate::limits::{KIB, MIB};
+
+pub use error::{ConfigError, ConfigErrors};
+pub use size::{Size, SizeInvalid};
+
+/// A valid configuration. Fields are named like the keys they come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Reactors to start, each pinned to its own CPU: 1 to the CPUs this process may use.
+    pub cores: usize,
+    /// At least one; addresses differ unless the port is 0.
+    pub listeners: Vec<Listener>,
+    pub admin: Admin,
+    pub destination: Destination,
+    pub batch: Batch,
+    pub compression: Compression,
+    pub response: Response,
+    pub slabs: Slabs,
+    pub upload: Upload,
+    pub limits: Limits,
+    pub memory: Memory,
+    /// At least one, in the order of the file; patterns differ.
+    pub routes: Vec<Route>,
+    /// The tables that the routes name, each once, in order of first mention.
+    pub tables: Vec<Table>,
+}
+
+/// Where requests are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Port 0 lets the kernel choose.
+    pub address: SocketAddr,
+}
+
+/// Where metrics and health are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Port 0 lets the kernel choose.
+    pub address: SocketAddr,
+}
+
+/// Where blobs go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Files below `path`, which is already joined to the configuration's directory.
+    Directory { path: PathBuf },
+    /// Nowhere: blobs are dropped once they are compressed.
+    Null,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// The age at which an upload buffer is sealed at the latest.
+    pub max_age: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compression {
+    /// Deflate level, 1 (fast) to 9 (small).
+    pub level: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    pub status: SuccessStatus,
+}
+
+/// The status of an accepted request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SuccessStatus {
+    Ok,
+    Created,
+    /// The answer has no body.
+    NoContent,
+}
+
+impl SuccessStatus {
+    pub const fn code(self) -> u16 {
+        match self {
+            Self::Ok => 200,
+            Self::Created => 201,
+            Self::NoContent => 204,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slabs {
+    pub registered: Registered,
+    /// Sizes strictly ascend; counts per core add up to at most `limits::SLAB_COUNT_MAX`.
+    pub classes: Vec<SlabClass>,
+}
+
+impl Slabs {
+    /// Slabs of one core, all classes.
+    pub fn count(&self) -> usize {
+        self.classes.iter().map(|class| class.count).sum()
+    }
+
+    /// Bytes of one core's slabs, all classes.
+    pub fn size(&self) -> usize {
+        self.classes
+            .iter()
+            .map(|class| class.size * class.count)
+            .sum()
+    }
+
+    /// The largest class's size: the largest request there can be.
+    pub fn size_max(&self) -> usize {
+        self.classes
+            .last()
+            .expect("a valid configuration has a slab class")
+            .size
+    }
+}
+
+/// Whether the kernel registers (and pins) the slabs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Registered {
+    /// Registered where memlock allows, else the same slabs unregistered.
+    Prefer,
+    /// Registered, or weir does not start.
+    Require,
+    Never,
+}
+
+/// One size of slab, per core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlabClass {
+    /// Bytes of each; a multiple of the page.
+    pub size: usize,
+    pub count: usize,
+}
+
+/// The upload buffers of one core.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upload {
+    pub buffer_count: usize,
+    /// Bytes of each; takes at least one record of `limits.record`.
+    pub buffer_size: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How long a request waits for a slab or an upload buffer before 503.
+    pub wait: Duration,
+    /// Open connections per core.
+    pub connections: usize,
+    /// Bytes of the largest record, compacted; more is 413.
+    pub record: usize,
+    /// How long a shutdown waits for requests in flight and for delivery.
+    pub drain: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes the whole process may plan for; `None` leaves only the control group's limit.
+    pub limit: Option<u64>,
+}
+
+/// What happens to the requests of some paths.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub pattern: PathPattern,
+    /// Index in [`Config::tables`].
+    pub table_index: usize,
+    pub envelope: Envelope,
+    /// The tag of the path `/`; needs no escaping in JSON.
+    pub default_tag: String,
+}
+
+/// The paths a route serves; `route.rs` matches them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PathPattern {
+    /// This path alone.
+    Exact(String),
+    /// Every path that starts with this; it ends in `/`. The pattern `/*` is the prefix `/`.
+    Prefix(String),
+}
+
+/// What is written around each record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Envelope {
+    /// `{"timestamp":…,"tag":…,"log":<record>}`
+    FluentBit,
+    /// The record itself.
+    None,
+}
+
+/// A Kusto table. Both names are safe as the name of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Table {
+    pub database: String,
+    pub table: String,
+}
+
+impl Default for Config {
+    /// What an empty file means, with paths relative to the working directory.
+    fn default() -> Self {
+        Self {
+            cores: 1,
+            listeners: vec![Listener {
+                address: SocketAddr::from(([127, 0, 0, 1], 9880)),
+            }],
+            admin: Admin {
+                address: SocketAddr::from(([127, 0, 0, 1], 9881)),
+            },
+            destination: Destination::Directory { path: "out".into() },
+            batch: Batch {
+                max_age: Duration::from_secs(10),
+            },
+            compression: Compression { level: 2 },
+            response: Response {
+                status: SuccessStatus::Created,
+            },
+            slabs: Slabs {
+                registered: Registered::Prefer,
+                classes: vec![
+                    SlabClass {
+                        size: 16 * KIB,
+                        count: 64,
+                    },
+                    SlabClass {
+                        size: 256 * KIB,
+                        count: 32,
+                    },
+                    SlabClass {
+                        size: 8 * MIB,
+                        count: 4,
+                    },
+                ],
+            },
+            upload: Upload {
+                buffer_count: 4,
+                buffer_size: 4 * MIB,
+            },
+            limits: Limits {
+                wait: Duration::from_secs(5),
+                connections: 1024,
+                // The largest value of Kusto's `dynamic` type.
+                record: MIB,
+                drain: Duration::from_secs(30),
+            },
+            memory: Memory { limit: None },
+            routes: vec![Route {
+                pattern: PathPattern::Prefix("/".into()),
+                table_index: 0,
+                envelope: Envelope::FluentBit,
+                default_tag: "http.0".into(),
+            }],
+            tables: vec![Table {
+                database: "Telemetry".into(),
+                table: "Events".into(),
+            }],
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks the file at `path`; relative paths in it are relative to its directory.
+    pub fn load(path: &Path) -> Result<Self, Fatal> {
+        let text = std::fs::read_to_string(path).map_err(|source| Fatal::ConfigUnreadable {
+            path: path.into(),
+            source,
+        })?;
+        let base_dir = path.parent().unwrap_or(Path::new(""));
+        Ok(Self::parse(&text, path, base_dir)?)
+    }
+
+    /// Checks `text`. Messages name `path`; relative paths in the text are joined to `base_dir`.
+    pub fn parse(text: &str, path: &Path, base_dir: &Path) -> Result<Self, ConfigErrors> {
+        let raw = raw::parse(text).map_err(|errors| ConfigErrors::new(path, text, errors))?;
+        validate::validate(raw, base_dir).map_err(|errors| ConfigErrors::new(path, text, errors))
+    }
+
+    /// What is valid but likely not meant, one sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let table_count = self.tables.len();
+        let buffer_count = self.upload.buffer_count;
+        if table_count + 1 > buffer_count {
+            warnings.push(format!(
+                "{table_count} tables share {buffer_count} upload buffers per core: each table \
+                 keeps one open and one more must be free while another is written, so a core \
+                 seals buffers early (small blobs) or makes requests wait; set \
+                 upload.buffer_count to {} or more",
+                table_count + 1
+            ));
+        }
+        warnings
+    }
+}

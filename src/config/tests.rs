@@ -1,0 +1,588 @@
+//! Tests of the configuration as a whole: its defaults, its errors, and its document.
+
+use super::*;
+use std::collections::BTreeSet;
+
+use crate::limits::{SLAB_COUNT_MAX, TAG_SIZE_MAX, upload_buffer_size_min};
+
+const DOCUMENT: &str = include_str!("../../docs/CONFIG.md");
+
+fn parse(text: &str) -> Result<Config, ConfigErrors> {
+    Config::parse(text, Path::new("weir.toml"), Path::new(""))
+}
+
+/// The only error of `text`, without the file's name.
+#[track_caller]
+fn error_of(text: &str) -> String {
+    let errors = parse(text).expect_err("this must not be valid");
+    assert_eq!(errors.errors.len(), 1, "{errors}");
+    let text = errors.to_string();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text.strip_prefix("weir.toml:").unwrap().to_owned()
+}
+
+#[track_caller]
+fn assert_error(text: &str, start: &str, part: &str) {
+    let error = error_of(text);
+    assert!(error.starts_with(start), "{error}");
+    assert!(error.contains(part), "{error}");
+}
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    assert_eq!(parse("").unwrap(), Config::default());
+    assert_eq!(
+        parse("[batch]\n[slabs]\n[memory]").unwrap(),
+        Config::default()
+    );
+}
+
+#[test]
+fn every_key_changes_what_it_names() {
+    let text = r#"
+        cores = "all"
+        [[listener]]
+        address = "[::1]:0"
+        [[listener]]
+        address = "[::1]:0"
+        [admin]
+        address = "0.0.0.0:1"
+        [destination]
+        type = "null"
+        [batch]
+        max_age = "500ms"
+        [compression]
+        level = 9
+        [response]
+        status = 204
+        [slabs]
+        registered = "require"
+        classes = [{ size = 16384, count = 1 }]
+        [upload]
+        buffer_count = 2
+        buffer_size = "8MiB"
+        [limits]
+        wait = "1m 30s"
+        connections = 1
+        record = "64KiB"
+        drain = "1day"
+        [memory]
+        limit = "1GiB"
+        [[route]]
+        path = "/a"
+        envelope = "none"
+        [[route]]
+        path = "/a/*"
+        database = "D-1"
+        table = "T 1.x"
+        default_tag = "t"
+        [[route]]
+        path = "/*"
+    "#;
+    let listener = Listener {
+        address: "[::1]:0".parse().unwrap(),
+    };
+    let route = |pattern, table_index, envelope, default_tag: &str| Route {
+        pattern,
+        table_index,
+        envelope,
+        default_tag: default_tag.into(),
+    };
+    let table = |database: &str, table: &str| Table {
+        database: database.into(),
+        table: table.into(),
+    };
+    let expected = Config {
+        cores: std::thread::available_parallelism().unwrap().into(),
+        listeners: vec![listener.clone(), listener],
+        admin: Admin {
+            address: "0.0.0.0:1".parse().unwrap(),
+        },
+        destination: Destination::Null,
+        batch: Batch {
+            max_age: Duration::from_millis(500),
+        },
+        compression: Compression { level: 9 },
+        response: Response {
+            status: SuccessStatus::NoContent,
+        },
+        slabs: Slabs {
+            registered: Registered::Require,
+            classes: vec![SlabClass {
+                size: 16 * KIB,
+                count: 1,
+            }],
+        },
+        upload: Upload {
+            buffer_count: 2,
+            buffer_size: 8 * MIB,
+        },
+        limits: Limits {
+            wait: Duration::from_secs(90),
+            connections: 1,
+            record: 64 * KIB,
+            drain: Duration::from_secs(24 * 60 * 60),
+        },
+        memory: Memory {
+            limit: Some(1 << 30),
+        },
+        routes: vec![
+            route(PathPattern::Exact("/a".into()), 0, Envelope::None, "http.0"),
+            route(
+                PathPattern::Prefix("/a/".into()),
+                1,
+                Envelope::FluentBit,
+                "t",
+            ),
+            // The first route's table again.
+            route(
+                PathPattern::Prefix("/".into()),
+                0,
+                Envelope::FluentBit,
+                "http.0",
+            ),
+        ],
+        tables: vec![table("Telemetry", "Events"), table("D-1", "T 1.x")],
+    };
+    assert_eq!(parse(text).unwrap(), expected);
+}
+
+#[test]
+fn relative_paths_start_at_the_file() {
+    let path_of = |text| {
+        let config = Config::parse(text, Path::new("/etc/weir.toml"), Path::new("/etc")).unwrap();
+        match config.destination {
+            Destination::Directory { path } => path,
+            Destination::Null => panic!("not a directory"),
+        }
+    };
+    assert_eq!(path_of(""), Path::new("/etc/out"));
+    assert_eq!(
+        path_of("[destination]\npath = \"a/b\""),
+        Path::new("/etc/a/b")
+    );
+    assert_eq!(path_of("[destination]\npath = \"/b\""), Path::new("/b"));
+}
+
+#[test]
+fn unknown_keys_say_what_was_meant() {
+    for (text, expected) in [
+        (
+            "[compression]\nlevl = 3",
+            "2:1: compression.levl: unknown key `levl`; did you mean `level`?",
+        ),
+        (
+            "\n\n[[rout]]\npath = \"/\"",
+            "3:3: rout[0]: unknown key `rout`; did you mean `route`?",
+        ),
+        (
+            "[[route]]\n[[route]]\n  Table = \"x\"",
+            "3:3: route[1].Table: unknown key `Table`; did you mean `table`?",
+        ),
+        (
+            "batch.maxage = \"1s\"",
+            "1:7: batch.maxage: unknown key `maxage`; did you mean `max_age`?",
+        ),
+        (
+            "[slabs]\nclasses = [{ size = \"16KiB\", cuont = 1 }]",
+            "2:30: slabs.classes[0].cuont: unknown key `cuont`; did you mean `count`?",
+        ),
+        (
+            "[memory]\nzzzzzz = 1",
+            "2:1: memory.zzzzzz: unknown key `zzzzzz`; remove it or use `limit`",
+        ),
+    ] {
+        assert_eq!(error_of(text), expected);
+    }
+}
+
+#[test]
+fn columns_are_characters() {
+    assert_error(
+        "[destination]\n\"ä\" = { 'ö' = 1 }",
+        "2:1: destination.ä: ",
+        "",
+    );
+    assert_error(
+        "destination = { path = \"äöü\", typ = 1 }",
+        "1:31: destination.typ: ",
+        "`type`",
+    );
+}
+
+#[test]
+fn all_errors_are_told_at_once_in_the_order_of_the_file() {
+    let shape = parse("corse = 1\n[batch]\nmaxage = 1\n[limits]\nwait = 1").unwrap_err();
+    let lines: Vec<usize> = shape.errors.iter().map(|error| error.line).collect();
+    assert_eq!(lines, [1, 3, 5], "{shape}");
+    let values = parse("cores = 0\n[limits]\nwait = \"x\"\n[batch]\nmax_age = \"0s\"").unwrap_err();
+    let lines: Vec<usize> = values.errors.iter().map(|error| error.line).collect();
+    assert_eq!(lines, [1, 3, 5], "{values}");
+}
+
+#[test]
+fn the_search_for_errors_ends() {
+    let text: String = (0..1000).map(|index| format!("zz{index} = 1\n")).collect();
+    assert!(parse(&text).unwrap_err().errors.len() < 100);
+    // Nothing here can be removed.
+    for text in [
+        "listener = [1, 2]",
+        "slabs.classes = [[], []]",
+        "route = [[]]",
+    ] {
+        error_of(text);
+    }
+}
+
+#[test]
+fn what_is_not_toml_is_placed() {
+    assert_error("[batch\n", "1:7: ", "unclosed");
+    assert_error("cores = 1\ncores = 1\n", "2:1: ", "duplicate key");
+}
+
+#[test]
+fn types_are_told_in_the_words_of_toml() {
+    for (text, start, part) in [
+        ("slabs = 3", "1:9: slabs: ", "expected a table"),
+        (
+            "admin = [\"127.0.0.1:1\"]",
+            "1:9: admin",
+            "expected a table",
+        ),
+        ("[route]\npath = \"/\"", "1:1: route: ", "expected an array"),
+        (
+            "compression.level = \"2\"",
+            "1:21: ",
+            "expected a whole number",
+        ),
+        (
+            "batch.max_age = 10",
+            "1:17: batch.max_age: ",
+            "such as \"10s\"",
+        ),
+        ("upload.buffer_size = 1.5", "1:22: ", "such as \"8MiB\""),
+        ("cores = true", "1:9: cores: ", "\"all\""),
+    ] {
+        assert_error(text, start, part);
+    }
+}
+
+#[test]
+fn values_out_of_bounds_are_refused() {
+    for (text, start, part) in [
+        ("cores = 0", "1:9: cores: ", "0 is out of bounds"),
+        ("cores = 100000", "1:9: cores: ", "may use"),
+        ("cores = \"al\"", "1:9: cores: ", "did you mean `all`?"),
+        ("listener = []", "1:12: listener: ", "1 to 64"),
+        ("admin.address = \"localhost:1\"", "1:17: ", "not looked up"),
+        (
+            "destination.type = \"nul\"",
+            "1:20: ",
+            "did you mean `null`?",
+        ),
+        (
+            "destination.type = \"kafka\"",
+            "1:20: ",
+            "use `directory` or `null`",
+        ),
+        (
+            "destination.path = \"\"",
+            "1:20: destination.path: ",
+            "not a path",
+        ),
+        ("batch.max_age = \"0s\"", "1:17: ", "longer than nothing"),
+        ("limits.wait = \"25h\"", "1:15: limits.wait: ", "too long"),
+        (
+            "limits.drain = \"5\"",
+            "1:16: limits.drain: ",
+            "not a duration",
+        ),
+        ("compression.level = 0", "1:21: ", "use 1 to 9"),
+        ("compression.level = 10", "1:21: ", "use 1 to 9"),
+        ("response.status = 202", "1:19: ", "200, 201 or 204"),
+        (
+            "slabs.registered = \"always\"",
+            "1:20: ",
+            "`require` or `never`",
+        ),
+        ("upload.buffer_count = 1", "1:23: ", "use 2 to 1024"),
+        (
+            "upload.buffer_size = \"8MB\"",
+            "1:22: ",
+            "did you mean \"8MiB\"?",
+        ),
+        (
+            "upload.buffer_size = \"2GiB\"",
+            "1:22: ",
+            "use 1GiB or less",
+        ),
+        ("limits.connections = 0", "1:22: ", "use 1 to"),
+        ("limits.connections = -1", "1:22: ", "-1 is out of bounds"),
+        ("limits.record = 0", "1:17: limits.record: ", "too small"),
+        ("memory.limit = -1", "1:16: memory.limit: ", "positive"),
+        ("memory.limit = \"1023KiB\"", "1:16: ", "use 1MiB or more"),
+    ] {
+        assert_error(text, start, part);
+    }
+}
+
+#[test]
+fn slab_classes_are_whole_pages_in_ascending_order() {
+    let classes = |classes: &str| format!("slabs.classes = [{classes}]");
+    for (text, part) in [
+        ("", "no slab class"),
+        ("{ size = \"16KiB\" }", "add the missing one"),
+        ("{ size = \"12KiB\", count = 1 }", "use 16KiB or more"),
+        ("{ size = \"17KiB\", count = 1 }", "use 16KiB or 20KiB"),
+        ("{ size = \"1GiB\", count = 0 }", "use 1 to 1024"),
+        (
+            "{ size = \"32KiB\", count = 1 }, { size = \"32KiB\", count = 1 }",
+            "ascending size",
+        ),
+        (
+            "{ size = \"64KiB\", count = 1 }, { size = \"32KiB\", count = 1 }",
+            "32KiB does not follow 64KiB",
+        ),
+        (
+            "{ size = \"16KiB\", count = 1024 }, { size = \"32KiB\", count = 1 }",
+            "1025 slabs",
+        ),
+    ] {
+        assert_error(&classes(text), "1:", part);
+    }
+    let most = format!("{{ size = \"16KiB\", count = {SLAB_COUNT_MAX} }}");
+    assert!(parse(&classes(&most)).is_ok());
+    assert!(parse(&classes("{ size = \"1GiB\", count = 1 }")).is_ok());
+}
+
+#[test]
+fn the_largest_record_fits_an_empty_upload_buffer() {
+    let text = |buffer_size: usize| {
+        format!("[upload]\nbuffer_size = {buffer_size}\n[limits]\nrecord = \"1MiB\"")
+    };
+    let least = upload_buffer_size_min(MIB);
+    assert!(parse(&text(least)).is_ok());
+    assert_error(
+        &text(least - 1),
+        "2:15: upload.buffer_size: ",
+        "limits.record",
+    );
+    // The default buffer counts as well, and then the record's key is the one to point at.
+    assert_error(
+        "limits.record = \"4MiB\"",
+        "1:17: limits.record: ",
+        "4676KiB",
+    );
+}
+
+#[test]
+fn listeners_differ_unless_the_kernel_chooses_the_port() {
+    let text = |address: &str| format!("[[listener]]\naddress = \"{address}\"\n").repeat(2);
+    assert_error(
+        &text("127.0.0.1:1"),
+        "4:11: listener[1].address: ",
+        "already",
+    );
+    assert!(parse(&text("127.0.0.1:0")).is_ok());
+}
+
+#[test]
+fn route_paths_are_ones_a_request_can_have() {
+    let route = |path: &str| format!("[[route]]\npath = \"{path}\"");
+    for path in [
+        "/",
+        "/*",
+        "/a",
+        "/a/",
+        "/a/*",
+        "/a/b.c-d_e~f/*",
+        "/%41",
+        "/a:@!$&'()+,;=",
+        "/...",
+    ] {
+        assert!(parse(&route(path)).is_ok(), "{path}");
+    }
+    for (path, part) in [
+        ("", "starts with `/`"),
+        ("*", "starts with `/`"),
+        ("a", "did you mean \\\"/a\\\"?"),
+        ("/a*", "only as the last segment"),
+        ("/*/a", "only as the last segment"),
+        ("/**", "only as the last segment"),
+        ("/a?b", "'?'"),
+        ("/a#b", "'#'"),
+        ("/a b", "' '"),
+        ("/ä", "'ä'"),
+        ("/%4", "'%'"),
+        ("/%4g", "'%'"),
+        ("//", "no empty segment"),
+        ("//*", "no empty segment"),
+        ("/a//b", "no empty segment"),
+        ("/./a", "no empty segment"),
+        ("/a/..", "no empty segment"),
+        ("/../*", "no empty segment"),
+    ] {
+        let part = part.replace("\\\"", "\"");
+        assert_error(&route(path), "2:8: route[0].path: ", &part);
+    }
+    let long = format!("/{}", "a".repeat(8 * KIB));
+    assert_error(&route(&long), "2:8: ", "longer than a request line");
+    // The same path twice, spelt out or by default.
+    assert_error("[[route]]\n[[route]]\npath = \"/*\"", "3:8: ", "already");
+    assert_error(&[route("/a"), route("/a")].join("\n"), "4:8: ", "already");
+}
+
+#[test]
+fn names_are_safe_as_directories() {
+    let table = |name: &str| format!("[[route]]\ntable = \"{name}\"");
+    let long = "a".repeat(255);
+    for name in ["a", "A_b-c.d e", "0", &long] {
+        assert!(parse(&table(name)).is_ok(), "{name}");
+    }
+    for name in [
+        "", ".", "..", ".a", "a..b", "a/b", "a\\\\b", " a", "a ", "ä", "a\\u0000", "a'b",
+    ] {
+        assert_error(&table(name), "2:9: route[0].table: ", "");
+    }
+    assert_error(&table(&"a".repeat(256)), "2:9: ", "1 to 255");
+    assert_error(
+        "[[route]]\ndatabase = \"../x\"",
+        "2:12: route[0].database: ",
+        "",
+    );
+    // Without a directory only Kusto's own bound holds.
+    let null = "destination.type = \"null\"\n";
+    assert!(parse(&format!("{null}{}", table(&"a".repeat(1024)))).is_ok());
+    assert!(parse(&format!("{null}{}", table(&"a".repeat(1025)))).is_err());
+}
+
+#[test]
+fn a_default_tag_needs_no_escaping() {
+    let tag = |tag: &str| format!("[[route]]\ndefault_tag = \"{tag}\"");
+    assert!(parse(&tag(&"a".repeat(TAG_SIZE_MAX))).is_ok());
+    for text in [
+        "",
+        "a b",
+        "a\\\"b",
+        "a/b",
+        "ä",
+        &"a".repeat(TAG_SIZE_MAX + 1),
+    ] {
+        assert_error(&tag(text), "2:15: route[0].default_tag: ", "letters");
+    }
+}
+
+#[test]
+fn more_tables_than_the_pool_serves_is_a_warning() {
+    let tables = |count: usize| {
+        let routes: String = (0..count)
+            .map(|index| format!("[[route]]\npath = \"/{index}\"\ntable = \"{index}\"\n"))
+            .collect();
+        parse(&routes).unwrap().warnings()
+    };
+    assert!(tables(3).is_empty());
+    let warnings = tables(4);
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].ends_with("upload.buffer_count to 5 or more"));
+}
+
+// --- docs/CONFIG.md -------------------------------------------------------------------------------
+
+/// The rows of the document's tables of keys: key and default, without backticks.
+fn document_rows() -> Vec<(String, String)> {
+    let plain = |cell: &str| cell.trim().trim_matches('`').to_owned();
+    DOCUMENT
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| {
+            let cells: Vec<&str> = line.split(" | ").collect();
+            assert_eq!(cells.len(), 4, "{line}");
+            (plain(cells[0].trim_start_matches('|')), plain(cells[2]))
+        })
+        .collect()
+}
+
+/// The document's example, complete and equal to the defaults.
+fn document_example() -> &'static str {
+    let (_, rest) = DOCUMENT.split_once("```toml\n").unwrap();
+    rest.split_once("```").unwrap().0
+}
+
+/// TOML that sets the key of this dotted name, as far as the tables above it matter.
+fn setting(key: &str, value: &str) -> String {
+    match key.rsplit_once('.') {
+        None => format!("{key} = {value}"),
+        Some((table @ ("listener" | "route"), key)) => format!("[[{table}]]\n{key} = {value}"),
+        Some(("slabs.classes", key)) => format!("slabs.classes = [{{ {key} = {value} }}]"),
+        Some((table, key)) => format!("[{table}]\n{key} = {value}"),
+    }
+}
+
+/// The keys that the code knows, dotted, from its own refusal of one that it doesn't know.
+fn code_keys() -> BTreeSet<String> {
+    let known = |key: &str| -> Vec<String> {
+        let message = error_of(&setting(key, "1"));
+        let (_, names) = message.split_once("use ").expect(&message);
+        let names = names.split('`').skip(1).step_by(2);
+        names.map(str::to_owned).collect()
+    };
+    let mut keys = BTreeSet::new();
+    for section in known("zzzzzzzzzzzz") {
+        if section == "cores" {
+            keys.insert(section);
+            continue;
+        }
+        for name in known(&format!("{section}.zzzzzzzzzzzz")) {
+            keys.insert(format!("{section}.{name}"));
+        }
+    }
+    for name in known("slabs.classes.zzzzzzzzzzzz") {
+        keys.insert(format!("slabs.classes.{name}"));
+    }
+    keys
+}
+
+#[test]
+fn the_document_has_every_key_and_no_other() {
+    let documented: Vec<String> = document_rows().into_iter().map(|(key, _)| key).collect();
+    let unique: BTreeSet<String> = documented.iter().cloned().collect();
+    assert_eq!(documented.len(), unique.len(), "a key is documented twice");
+    assert_eq!(unique, code_keys());
+}
+
+#[test]
+fn the_document_has_the_defaults_of_the_code() {
+    assert_eq!(parse(document_example()).unwrap(), Config::default());
+    for (key, default) in document_rows() {
+        match (key.as_str(), default.as_str()) {
+            ("memory.limit", "none") => assert_eq!(Config::default().memory.limit, None),
+            // The example has them.
+            ("slabs.classes", _) => {}
+            ("slabs.classes.size" | "slabs.classes.count", "required") => {}
+            _ => assert_eq!(
+                parse(&setting(&key, &default)).unwrap(),
+                Config::default(),
+                "{key} = {default}"
+            ),
+        }
+    }
+}
+
+#[test]
+fn the_example_of_the_document_is_complete() {
+    let example: toml::Table = document_example().parse().unwrap();
+    for key in code_keys() {
+        let mut value = &toml::Value::Table(example.clone());
+        // The only key without a default is there as a comment.
+        if key == "memory.limit" {
+            assert!(document_example().contains("# limit = "));
+            continue;
+        }
+        for name in key.split('.') {
+            if let toml::Value::Array(values) = value {
+                value = &values[0];
+            }
+            value = value.get(name).unwrap_or_else(|| panic!("no {key}"));
+        }
+    }
+}

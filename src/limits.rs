@@ -1,0 +1,224 @@
+//! Every limit fixed at compile time, and the asserts that tie the limits to each other.
+//!
+//! Nothing comes before this file: every other module reads its numbers from here.
+//! What an operator may change is a key of the configuration (`config.rs`);
+//! the bounds of those keys are here.
+//! No thread, no allocation: constants and `const fn` only.
+//!
+//! Names end in their unit: `_SIZE` is bytes, `_COUNT` is things, `_SECONDS` is time.
+//! Measured sizes (the deflate state, a connection) are here too, since `budget.rs` adds them up;
+//! the arithmetic itself is there.
+
+use std::time::Duration;
+
+pub const KIB: usize = 1 << 10;
+pub const MIB: usize = 1 << 20;
+pub const GIB: usize = 1 << 30;
+
+// Sizes are `usize` throughout; a slab class of 1 GiB × 1,024 must not wrap.
+const _: () = assert!(usize::BITS == 64, "weir runs on 64-bit machines only");
+
+// --- the machine ------------------------------------------------------------------------------
+
+/// The page of x86-64 and of most AArch64 kernels, in bytes.
+/// Slab sizes are multiples of it, since the kernel pins whole pages.
+pub const PAGE_SIZE: usize = 4 * KIB;
+
+/// The most reactors one process starts.
+/// A bound for the sums, far above any machine weir was tried on.
+pub const CORE_COUNT_MAX: usize = 1024;
+
+/// Submission entries of each core's ring; the kernel gives the completion side twice as many.
+/// A connection has at most one operation in flight, and the runtime submits whenever the queue
+/// is full, so this bounds the size of a submission, not the number of connections.
+pub const RING_ENTRY_COUNT: usize = 1024;
+
+/// One submission entry (64 bytes) with its two completion entries (16 bytes each).
+/// Source: `struct io_uring_sqe` and `struct io_uring_cqe` in `linux/io_uring.h`.
+pub const RING_ENTRY_SIZE: usize = 64 + 2 * 16;
+
+/// The touched part of a reactor's stack, its runtime, and the in-flight operation table.
+/// An estimate, to be replaced by a measurement.
+pub const REACTOR_RUNTIME_SIZE: usize = 512 * KIB;
+
+/// What the process holds once: program pages, allocator, uplink runtime, metrics, admin HTTP.
+/// An estimate, to be replaced by a measurement.
+pub const CONTROL_SIZE: usize = 16 * MIB;
+
+/// Batches the uplink writes at the same time.
+pub const UPLINK_TRANSFER_COUNT_MAX: usize = 4;
+
+/// What the uplink holds for one batch it is writing, besides the upload buffer itself,
+/// which the core's sum already holds.
+pub const UPLINK_TRANSFER_SIZE: usize = 256 * KIB;
+
+// --- the listener and its connections ---------------------------------------------------------
+
+/// Listeners in one configuration. Each is one socket per core.
+pub const LISTENER_COUNT_MAX: usize = 64;
+
+/// The upper bound of `limits.connections`, per core.
+/// Linux refuses more file descriptors than this unless `fs.nr_open` is raised.
+pub const CONNECTION_COUNT_MAX: usize = 1 << 20;
+
+/// What one open connection costs when it holds no slab: its task, its descriptor, its parser's
+/// state and its share of the runtime.
+pub const CONNECTION_STATE_SIZE: usize = 4 * KIB;
+
+// --- slabs ------------------------------------------------------------------------------------
+
+/// Slabs per core, over all classes.
+/// tokio-uring 0.5 registers no more than 1,024 buffers and drops the rest without a word.
+pub const SLAB_COUNT_MAX: usize = 1024;
+
+/// The smallest class must take the largest head: a head is parsed in one slab.
+pub const SLAB_SIZE_MIN: usize = HEAD_SIZE_MAX;
+
+/// The kernel refuses to register a single buffer above 1 GiB.
+/// Source: `io_uring_register(2)`, `IORING_REGISTER_BUFFERS`.
+pub const SLAB_SIZE_MAX: usize = GIB;
+
+// --- the request ------------------------------------------------------------------------------
+
+/// Request line and header fields together, in bytes.
+pub const HEAD_SIZE_MAX: usize = 16 * KIB;
+
+/// The request line: method, target and version.
+/// RFC 9112 §3 recommends to support at least 8,000 octets.
+pub const REQUEST_LINE_SIZE_MAX: usize = 8 * KIB;
+
+/// Header fields in one head.
+pub const HEADER_COUNT_MAX: usize = 64;
+
+/// The longest reply weir writes, head and body, in bytes.
+pub const RESPONSE_SIZE_MAX: usize = 512;
+
+/// Nesting of arrays and objects in a record.
+pub const JSON_DEPTH_MAX: usize = 128;
+
+/// What the JSON pass needs besides one bit per byte of the slab: its stack and its blocks.
+pub const JSON_SCRATCH_FIXED_SIZE: usize = 32 * KIB;
+
+/// Where a row is put together and a reply is written, per core, in bytes.
+pub const STAGING_SIZE: usize = 64 * KIB;
+
+// --- routes -----------------------------------------------------------------------------------
+
+/// Routes in one configuration; so also the most tables.
+pub const ROUTE_COUNT_MAX: usize = 1024;
+
+/// A database's or table's name, in characters.
+/// Source: "Entity names" in the Kusto documentation.
+pub const ENTITY_NAME_SIZE_MAX: usize = 1024;
+
+/// A name in a directory, in bytes (`NAME_MAX` of Linux).
+pub const FILE_NAME_SIZE_MAX: usize = 255;
+
+// --- rows -------------------------------------------------------------------------------------
+
+/// The upper bound of `limits.record`: a record must fit the largest slab there can be.
+pub const RECORD_SIZE_MAX: usize = SLAB_SIZE_MAX;
+
+/// The longest tag; a longer one is cut here.
+/// The tag is repeated in every row of a request, so without a bound a long path in front of many
+/// small records would cost many times its size in compression.
+pub const TAG_SIZE_MAX: usize = KIB;
+
+/// `{"timestamp":"2026-11-23T09:15:02.123Z","tag":"","log":}` without tag and record.
+pub const ENVELOPE_FIXED_SIZE: usize =
+    br#"{"timestamp":"2026-11-23T09:15:02.123Z","tag":"","log":}"#.len();
+
+/// All that the widest envelope and the line's end add to a record.
+pub const ENVELOPE_SIZE_MAX: usize = ENVELOPE_FIXED_SIZE + TAG_SIZE_MAX + 1;
+
+/// The longest row a record of `record_size` bytes can become, with its newline.
+pub const fn row_size_max(record_size: usize) -> usize {
+    record_size + ENVELOPE_SIZE_MAX
+}
+
+// --- compression ------------------------------------------------------------------------------
+
+/// RFC 1952 §2.3: a header without optional fields.
+pub const GZIP_HEADER_SIZE: usize = 10;
+
+/// RFC 1952 §2.3: CRC32 and ISIZE.
+pub const GZIP_TRAILER_SIZE: usize = 8;
+
+pub const COMPRESSION_LEVEL_MIN: u8 = 1;
+pub const COMPRESSION_LEVEL_MAX: u8 = 9;
+
+/// What one streaming deflate holds: window, hash chains, symbol and pending buffers.
+pub const DEFLATE_STATE_SIZE: usize = 320 * KIB;
+
+/// The most bytes deflate makes of `raw_size` bytes, whatever they are and whatever the level,
+/// without gzip's header and trailer.
+///
+/// The form is that of zlib's conservative `deflateBound`, for any window and memory level:
+/// an eighth for nine-bit literals, one in 64 for the blocks' headers.
+/// The fixed 64 bytes take the final block and a few flushes.
+/// This counts from an empty encoder: what an encoder was fed before and still holds comes out
+/// later, so a bound on the next write is a bound on all raw bytes since its last flush.
+pub const fn deflate_size_max(raw_size: usize) -> usize {
+    raw_size + raw_size.div_ceil(8) + raw_size.div_ceil(64) + 64
+}
+
+// --- upload buffers ---------------------------------------------------------------------------
+
+/// One buffer is open while another is with the uplink; with a single one every seal would stop
+/// the core.
+pub const UPLOAD_BUFFER_COUNT_MIN: usize = 2;
+
+/// The upper bound of `upload.buffer_count`.
+pub const UPLOAD_BUFFER_COUNT_MAX: usize = 1024;
+
+/// The upper bound of `upload.buffer_size`.
+pub const UPLOAD_BUFFER_SIZE_MAX: usize = GIB;
+
+/// The smallest upload buffer that takes one record of `record_size` bytes whatever it holds.
+/// Without this, a record could be valid and fit no buffer, not even an empty one.
+pub const fn upload_buffer_size_min(record_size: usize) -> usize {
+    GZIP_HEADER_SIZE + deflate_size_max(row_size_max(record_size)) + GZIP_TRAILER_SIZE
+}
+
+// --- times and sums ---------------------------------------------------------------------------
+
+/// The upper bound of every duration in the configuration: longer is a mistake of units.
+pub const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The lower bound of `memory.limit`: less is a mistake of units.
+pub const MEMORY_LIMIT_MIN: u64 = MIB as u64;
+
+/// The most that one core may hold under the default configuration.
+pub const CORE_SIZE_DEFAULT_MAX: u64 = 64 * MIB as u64;
+
+// --- how the limits hang together -------------------------------------------------------------
+
+const _: () = {
+    // A head fits the smallest slab, and a request line fits a head with room for fields.
+    assert!(HEAD_SIZE_MAX <= SLAB_SIZE_MIN);
+    assert!(REQUEST_LINE_SIZE_MAX < HEAD_SIZE_MAX);
+    assert!(SLAB_SIZE_MIN.is_multiple_of(PAGE_SIZE) && SLAB_SIZE_MAX.is_multiple_of(PAGE_SIZE));
+    // The ring names a buffer by 16 bits.
+    assert!(SLAB_COUNT_MAX <= u16::MAX as usize);
+    // A tag is a part of the request line, and an envelope and a reply are staged whole.
+    assert!(TAG_SIZE_MAX < REQUEST_LINE_SIZE_MAX);
+    assert!(ENVELOPE_SIZE_MAX + RESPONSE_SIZE_MAX <= STAGING_SIZE);
+    // Every record that may be configured fits some upload buffer's arithmetic without wrapping.
+    assert!(upload_buffer_size_min(RECORD_SIZE_MAX) < usize::MAX / 2);
+    // Deflate never promises to shrink.
+    assert!(deflate_size_max(0) > 0 && deflate_size_max(MIB) > MIB);
+    // Open buffers are named by 16 bits, like slabs.
+    assert!(UPLOAD_BUFFER_COUNT_MIN <= UPLOAD_BUFFER_COUNT_MAX);
+    assert!(UPLOAD_BUFFER_COUNT_MAX <= u16::MAX as usize);
+    assert!(ENTITY_NAME_SIZE_MAX >= FILE_NAME_SIZE_MAX);
+    assert!(COMPRESSION_LEVEL_MIN < COMPRESSION_LEVEL_MAX);
+    // The largest configurable sum stays far inside 64 bits.
+    assert!(
+        (CORE_COUNT_MAX as u128)
+            * (SLAB_COUNT_MAX as u128 * SLAB_SIZE_MAX as u128
+                + UPLOAD_BUFFER_COUNT_MAX as u128
+                    * (UPLOAD_BUFFER_SIZE_MAX + DEFLATE_STATE_SIZE) as u128
+                + CONNECTION_COUNT_MAX as u128 * CONNECTION_STATE_SIZE as u128)
+            < (u64::MAX / 2) as u128
+    );
+};
