@@ -1,15 +1,19 @@
-//! Errors, by who must act. Here: [`Fatal`], the machine's or the operator's.
+//! Errors, by who must act: [`Fatal`] is the machine's or the operator's, [`Reject`] the peer's.
 //!
 //! A `Fatal` ends the process. It is made where the cause is known, travels up unchanged,
 //! and `main.rs` prints it once and exits with its code.
 //! Its message says in one sentence what is wrong and what to change.
 //! Main thread mostly; a reactor that can't start sends one to the main thread.
+//!
+//! A `Reject` is made on a reactor, allocates nothing, and becomes one reply (`http/reply.rs`).
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::config::{ConfigErrors, Size};
+use crate::limits::{HEAD_SIZE_MAX, HEADER_COUNT_MAX, KIB};
+use crate::records::json::JsonError;
 
 /// Why the process can't start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +78,21 @@ pub enum Fatal {
         source: io::Error,
     },
 
+    #[error(
+        "the memlock limit leaves no room for the ring ({source}); raise it (ulimit -l, \
+         LimitMEMLOCK= in systemd, or --ulimit memlock= for a container)"
+    )]
+    RingRefused { source: io::Error },
+
+    #[error("a reactor panicked, its message is above; this is a bug in weir")]
+    ReactorPanicked,
+
+    #[error(
+        "{batches_undelivered} batches could not be delivered within limits.drain and are lost; \
+         the log above says why"
+    )]
+    Undelivered { batches_undelivered: usize },
+
     #[error("{action} failed: {source}")]
     Io {
         /// What was tried, as a noun: "starting the thread of core 3".
@@ -89,6 +108,206 @@ impl Fatal {
         match self {
             Self::Config(_) | Self::ConfigUnreadable { .. } => 2,
             _ => 1,
+        }
+    }
+}
+
+const _: () = assert!(
+    HEAD_SIZE_MAX == 16 * KIB && HEADER_COUNT_MAX == 64,
+    "the details of the rejects name these numbers"
+);
+
+/// What the peer got wrong. One table ([`Reject::answer`]) maps each to its answer; nothing of the request is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reject {
+    /// The request line or a header field cannot be read, or can be read in two ways.
+    Head(&'static str),
+    /// The head is larger than a slab of the smallest class.
+    HeadSize,
+    /// More header fields than weir looks at.
+    HeaderCount,
+    /// The chunked framing cannot be read.
+    Chunk(&'static str),
+    /// The peer ended the stream before the end of the body.
+    BodyTruncated,
+    /// The body does not fit a slab of the largest class.
+    BodySize,
+    /// One record is larger than `limits.record`.
+    RecordSize,
+    /// A record that is not an object, on a route whose rows are the records themselves.
+    RecordNotObject,
+    /// A method other than POST and PUT.
+    Method,
+    /// No route for the path.
+    Route,
+    /// An expectation other than `100-continue`.
+    Expectation,
+    /// A transfer coding other than chunked.
+    TransferCoding,
+    /// A content coding other than identity.
+    ContentCoding,
+    /// The body is not what RFC 8259 calls JSON text, or a sequence of such.
+    Json(JsonError),
+}
+
+/// How a [`Reject`] is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RejectAnswer {
+    /// HTTP status code.
+    pub status: u16,
+    /// The stable name in the body's `code` and in the metric's label.
+    pub code: &'static str,
+    /// One sentence for the sender.
+    pub detail: &'static str,
+    /// Whether the place where the next request begins is still known.
+    pub in_sync: bool,
+}
+
+impl Reject {
+    /// Every code, in the order of the metric's labels.
+    pub const CODES: [&'static str; 20] = [
+        "bad_head",
+        "head_too_large",
+        "too_many_headers",
+        "bad_chunk",
+        "body_truncated",
+        "body_too_large",
+        "record_too_large",
+        "record_not_object",
+        "method_not_allowed",
+        "no_route",
+        "expectation_failed",
+        "transfer_coding_unsupported",
+        "content_coding_unsupported",
+        "json_syntax",
+        "json_depth",
+        "json_utf8",
+        "json_truncated",
+        "json_scalar",
+        "empty_body",
+        "json_other",
+    ];
+
+    /// The answer to this reject.
+    pub fn answer(&self) -> RejectAnswer {
+        let answer = |status, code, detail, in_sync| RejectAnswer {
+            status,
+            code,
+            detail,
+            in_sync,
+        };
+        match *self {
+            Reject::Head(detail) => answer(400, "bad_head", detail, false),
+            Reject::HeadSize => answer(
+                431,
+                "head_too_large",
+                "the head is larger than 16 KiB",
+                false,
+            ),
+            Reject::HeaderCount => {
+                answer(431, "too_many_headers", "more than 64 header fields", false)
+            }
+            Reject::Chunk(detail) => answer(400, "bad_chunk", detail, false),
+            Reject::BodyTruncated => answer(
+                400,
+                "body_truncated",
+                "the stream ended before the body did",
+                false,
+            ),
+            Reject::BodySize => answer(
+                413,
+                "body_too_large",
+                "the request is larger than a slab of the largest class: send fewer records per request",
+                false,
+            ),
+            Reject::RecordSize => answer(
+                413,
+                "record_too_large",
+                "a record is larger than limits.record",
+                true,
+            ),
+            Reject::RecordNotObject => answer(
+                400,
+                "record_not_object",
+                "this route stores records as rows, so each must be an object",
+                true,
+            ),
+            Reject::Method => answer(405, "method_not_allowed", "POST or PUT stores events", true),
+            Reject::Route => answer(404, "no_route", "no route for this path", true),
+            Reject::Expectation => answer(
+                417,
+                "expectation_failed",
+                "the only expectation weir meets is 100-continue",
+                false,
+            ),
+            Reject::TransferCoding => answer(
+                501,
+                "transfer_coding_unsupported",
+                "the only transfer coding is chunked",
+                false,
+            ),
+            Reject::ContentCoding => answer(
+                415,
+                "content_coding_unsupported",
+                "send the body without Content-Encoding",
+                true,
+            ),
+            Reject::Json(error) => answer(400, error.code, error.detail, true),
+        }
+    }
+
+    /// The place of this reject's code in [`Reject::CODES`].
+    pub fn code_index(&self) -> usize {
+        let code = self.answer().code;
+        Self::CODES
+            .iter()
+            .position(|known| *known == code)
+            .unwrap_or(Self::CODES.len() - 1)
+    }
+}
+
+#[cfg(test)]
+impl Reject {
+    /// One of each kind.
+    pub fn samples() -> Vec<Reject> {
+        let json = |code| {
+            Reject::Json(JsonError {
+                code,
+                offset: usize::MAX,
+                line: usize::MAX,
+                detail: "a detail as long as the longest of the JSON checker's details may well become",
+            })
+        };
+        let mut samples = vec![
+            Reject::Head("an HTTP/1.1 request has exactly one Host field"),
+            Reject::HeadSize,
+            Reject::HeaderCount,
+            Reject::Chunk("a malformed chunk size line"),
+            Reject::BodyTruncated,
+            Reject::BodySize,
+            Reject::RecordSize,
+            Reject::RecordNotObject,
+            Reject::Method,
+            Reject::Route,
+            Reject::Expectation,
+            Reject::TransferCoding,
+            Reject::ContentCoding,
+        ];
+        samples.extend(Self::CODES[samples.len()..].iter().copied().map(json));
+        samples
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_counted_under_its_own_label() {
+        let samples = Reject::samples();
+        assert_eq!(samples.len(), Reject::CODES.len());
+        for (index, reject) in samples.iter().enumerate() {
+            assert_eq!(reject.code_index(), index, "{reject:?}");
         }
     }
 }

@@ -61,6 +61,14 @@ pub const LISTENER_COUNT_MAX: usize = 64;
 /// Linux refuses more file descriptors than this unless `fs.nr_open` is raised.
 pub const CONNECTION_COUNT_MAX: usize = 1 << 20;
 
+/// Connections that the kernel keeps for one listening socket until they are accepted.
+pub const LISTEN_BACKLOG: i32 = 4096;
+
+/// After its last answer a connection is read for this long and this far, so that the answer is
+/// not lost to a reset.
+pub const LINGER_TIME: Duration = Duration::from_secs(1);
+pub const LINGER_SIZE_MAX: usize = 64 * KIB;
+
 /// What one open connection costs when it holds no slab: its task, its descriptor, its parser's
 /// state and its share of the runtime.
 pub const CONNECTION_STATE_SIZE: usize = 4 * KIB;
@@ -70,6 +78,9 @@ pub const CONNECTION_STATE_SIZE: usize = 4 * KIB;
 /// Slabs per core, over all classes.
 /// tokio-uring 0.5 registers no more than 1,024 buffers and drops the rest without a word.
 pub const SLAB_COUNT_MAX: usize = 1024;
+
+/// Slab classes in one configuration; each has three gauges in the metrics.
+pub const SLAB_CLASS_COUNT_MAX: usize = 8;
 
 /// The smallest class must take the largest head: a head is parsed in one slab.
 pub const SLAB_SIZE_MIN: usize = HEAD_SIZE_MAX;
@@ -90,8 +101,17 @@ pub const REQUEST_LINE_SIZE_MAX: usize = 8 * KIB;
 /// Header fields in one head.
 pub const HEADER_COUNT_MAX: usize = 64;
 
+/// Chunk extensions of one chunk (RFC 9112 §7.1.1: a recipient ought to limit them), in bytes.
+pub const CHUNK_EXTENSION_SIZE_MAX: usize = 256;
+
+/// The trailer section of a chunked body, in bytes.
+pub const TRAILER_SIZE_MAX: usize = 4 * KIB;
+
 /// The longest reply weir writes, head and body, in bytes.
-pub const RESPONSE_SIZE_MAX: usize = 512;
+pub const REPLY_SIZE_MAX: usize = 512;
+
+/// Replies that a connection gathers for one write, in bytes.
+pub const REPLY_BUFFER_SIZE: usize = 2 * REPLY_SIZE_MAX;
 
 /// Nesting of arrays and objects in a record.
 pub const JSON_DEPTH_MAX: usize = 128;
@@ -200,9 +220,11 @@ const _: () = {
     assert!(SLAB_SIZE_MIN.is_multiple_of(PAGE_SIZE) && SLAB_SIZE_MAX.is_multiple_of(PAGE_SIZE));
     // The ring names a buffer by 16 bits.
     assert!(SLAB_COUNT_MAX <= u16::MAX as usize);
+    // A line of chunked framing fits what a head leaves of the smallest slab.
+    assert!(TRAILER_SIZE_MAX < SLAB_SIZE_MIN);
     // A tag is a part of the request line, and an envelope and a reply are staged whole.
     assert!(TAG_SIZE_MAX < REQUEST_LINE_SIZE_MAX);
-    assert!(ENVELOPE_SIZE_MAX + RESPONSE_SIZE_MAX <= STAGING_SIZE);
+    assert!(ENVELOPE_SIZE_MAX + REPLY_SIZE_MAX <= STAGING_SIZE);
     // Every record that may be configured fits some upload buffer's arithmetic without wrapping.
     assert!(upload_buffer_size_min(RECORD_SIZE_MAX) < usize::MAX / 2);
     // Deflate never promises to shrink.
