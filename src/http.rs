@@ -1,0 +1,9 @@
+//! HTTP: from bytes in a slab to one request, and from an outcome to one reply.
+//!
+//! Before it: [`crate::connection`] reads into a slab.
+//! After it: the body, still in the slab, goes to [`crate::encoder`].
+//! Not here: any I/O; these are pure functions of bytes.
+
+pub mod chunked;
+pub mod h1;
+pub mod reply;
