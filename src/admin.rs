@@ -1,0 +1,352 @@
+//! The admin server: `/metrics`, `/livez`, `/readyz`.
+//!
+//! Before it: [`crate::node`] has started everything else.
+//! After it: nothing.
+//! Thread: the uplink's runtime. Allocates: per request, bounded by the text it makes.
+//! Invariant: it only reads; no request to it changes anything.
+//! Not here: counting ([`crate::metrics`]).
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::error::Fatal;
+use crate::metrics::{Count, Snapshot};
+use crate::node::NodeMetrics;
+use crate::reactor::Phase;
+
+/// A reactor that has not ticked for this long is stuck.
+const HEARTBEAT_AGE_MAX: Duration = Duration::from_secs(10);
+
+/// A bound admin socket.
+pub struct Admin {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+struct Shared {
+    registry: Registry,
+    metrics: Arc<NodeMetrics>,
+    phase: watch::Receiver<Phase>,
+    started_at: Instant,
+}
+
+impl Admin {
+    pub fn bind(address: SocketAddr) -> Result<Admin, Fatal> {
+        let fault = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::AddrInUse => Fatal::PortTaken { address },
+            _ => Fatal::Bind { address, source },
+        };
+        let listener = TcpListener::bind(address).map_err(fault)?;
+        listener.set_nonblocking(true).map_err(fault)?;
+        let address = listener.local_addr().map_err(fault)?;
+        Ok(Admin { listener, address })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves on `runtime` for as long as that lives.
+    pub fn serve(
+        self,
+        runtime: &tokio::runtime::Runtime,
+        metrics: Arc<NodeMetrics>,
+        config: Arc<Config>,
+        phase: watch::Receiver<Phase>,
+    ) {
+        let mut registry = Registry::with_prefix("weir");
+        registry.register_collector(Box::new(NodeCollector {
+            metrics: metrics.clone(),
+            config,
+        }));
+        let shared = Arc::new(Shared {
+            registry,
+            metrics,
+            phase,
+            started_at: Instant::now(),
+        });
+        let router = Router::new()
+            .route("/metrics", get(metrics_text))
+            .route("/livez", get(livez))
+            .route("/readyz", get(readyz))
+            .with_state(shared);
+        runtime.spawn(async move {
+            let served = match tokio::net::TcpListener::from_std(self.listener) {
+                Ok(listener) => axum::serve(listener, router).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = served {
+                tracing::error!(%error, "the admin server ended");
+            }
+        });
+    }
+}
+
+async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
+    let mut body = String::new();
+    match text::encode(&mut body, &shared.registry) {
+        Ok(()) => {
+            let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, content_type)], body).into_response()
+        }
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn livez(State(shared): State<Arc<Shared>>) -> Response {
+    let now = shared.started_at.elapsed();
+    for (core, metrics) in shared.metrics.cores.iter().enumerate() {
+        let heartbeat = Duration::from_secs(metrics.snapshot().value(Count::HeartbeatSeconds));
+        if now.saturating_sub(heartbeat) > HEARTBEAT_AGE_MAX {
+            let reason = format!("the reactor of core {core} does not tick\n");
+            return (StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
+        }
+    }
+    "ok\n".into_response()
+}
+
+async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
+    match *shared.phase.borrow() {
+        Phase::Running => "ok\n".into_response(),
+        Phase::Draining | Phase::Ending => {
+            (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
+        }
+    }
+}
+
+/// Renders one snapshot, so that what belongs together in it stays together in the text.
+struct NodeCollector {
+    metrics: Arc<NodeMetrics>,
+    config: Arc<Config>,
+}
+
+impl std::fmt::Debug for NodeCollector {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("NodeCollector")
+            .finish_non_exhaustive()
+    }
+}
+
+impl Collector for NodeCollector {
+    fn encode(&self, encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let snapshot = self.metrics.snapshot();
+        let mut page = Page { encoder };
+        page.requests(&snapshot)?;
+        page.slabs(&snapshot, &self.config)?;
+        page.upload_buffers(&snapshot)?;
+        let uplink = &self.metrics.uplink;
+        page.counter(
+            "blobs",
+            "Blobs delivered",
+            uplink.blobs.load(Ordering::Relaxed),
+        )?;
+        page.counter(
+            "blob_bytes",
+            "Bytes of blobs delivered",
+            uplink.blob_bytes.load(Ordering::Relaxed),
+        )?;
+        page.counter(
+            "delivered_rows",
+            "Rows in blobs delivered",
+            uplink.rows.load(Ordering::Relaxed),
+        )?;
+        page.counter(
+            "delivery_failures",
+            "Deliveries that failed and were tried again",
+            uplink.failures.load(Ordering::Relaxed),
+        )?;
+        page.gauge(
+            "resident_memory_bytes",
+            "Resident memory of the process",
+            resident_bytes(),
+        )
+    }
+}
+
+struct Page<'a> {
+    encoder: DescriptorEncoder<'a>,
+}
+
+impl Page<'_> {
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> std::fmt::Result {
+        let metric = ConstCounter::new(value);
+        let encoder = self
+            .encoder
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        metric.encode(encoder)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> std::fmt::Result {
+        let metric = ConstGauge::new(value);
+        let encoder = self
+            .encoder
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        metric.encode(encoder)
+    }
+
+    fn counters(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = (&'static str, u64)>,
+    ) -> std::fmt::Result {
+        let mut encoder = self
+            .encoder
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (text, value) in values {
+            let labels = [(label, text)];
+            ConstCounter::new(value).encode(encoder.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn gauges(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<(&'static str, String)>, u64)>,
+    ) -> std::fmt::Result {
+        let mut encoder = self
+            .encoder
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in values {
+            ConstGauge::new(value).encode(encoder.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn requests(&mut self, snapshot: &Snapshot) -> std::fmt::Result {
+        let value = |count| snapshot.value(count);
+        self.counter(
+            "requests_received",
+            "Requests with an outcome: the sum of weir_requests over its outcomes",
+            value(Count::Received),
+        )?;
+        self.counters(
+            "requests",
+            "Requests by outcome",
+            "outcome",
+            [
+                ("accepted", value(Count::Accepted)),
+                ("rejected", value(Count::Rejected)),
+                ("refused", value(Count::Refused)),
+                ("aborted", value(Count::Aborted)),
+            ],
+        )?;
+        self.counters(
+            "rejects",
+            "Requests that were the sender's fault, by code",
+            "code",
+            snapshot.rejects(),
+        )?;
+        self.counter(
+            "records",
+            "Records of accepted requests",
+            value(Count::Records),
+        )?;
+        self.counter(
+            "received_bytes",
+            "Bytes read from connections",
+            value(Count::BytesReceived),
+        )?;
+        self.counter("rows", "Rows put into upload buffers", value(Count::Rows))?;
+        self.counter(
+            "row_bytes",
+            "Bytes of rows before compression",
+            value(Count::RowBytes),
+        )?;
+        self.counter(
+            "batches_sealed",
+            "Upload buffers sealed",
+            value(Count::BatchesSealed),
+        )?;
+        self.counter(
+            "batch_bytes",
+            "Bytes of sealed upload buffers: compressed",
+            value(Count::BatchBytes),
+        )?;
+        self.counter(
+            "connections_accepted",
+            "Connections accepted",
+            value(Count::Connections),
+        )?;
+        self.counter(
+            "accept_errors",
+            "Times that accepting failed",
+            value(Count::AcceptErrors),
+        )?;
+        self.gauge(
+            "connections",
+            "Connections open",
+            value(Count::ConnectionsOpen),
+        )
+    }
+
+    fn slabs(&mut self, snapshot: &Snapshot, config: &Config) -> std::fmt::Result {
+        self.gauge(
+            "slabs_registered_cores",
+            "Cores whose slabs are registered with io_uring",
+            snapshot.value(Count::SlabsRegistered),
+        )?;
+        let states = ["free", "parsing", "in_kernel"];
+        let values = config
+            .slabs
+            .classes
+            .iter()
+            .enumerate()
+            .flat_map(|(class_index, class)| {
+                states
+                    .into_iter()
+                    .zip(snapshot.slabs(class_index))
+                    .map(move |(state, value)| {
+                        (
+                            vec![
+                                ("size", class.size.to_string()),
+                                ("state", state.to_owned()),
+                            ],
+                            value,
+                        )
+                    })
+            });
+        self.gauges("slabs", "Slabs by size and state", values)
+    }
+
+    fn upload_buffers(&mut self, snapshot: &Snapshot) -> std::fmt::Result {
+        let states = [
+            ("free", Count::UploadBuffersFree),
+            ("open", Count::UploadBuffersOpen),
+            ("in_uplink", Count::UploadBuffersInUplink),
+        ];
+        self.gauges(
+            "upload_buffers",
+            "Upload buffers by state",
+            states.map(|(state, count)| (vec![("state", state.to_owned())], snapshot.value(count))),
+        )
+    }
+}
+
+/// `VmRSS`: the second figure of `/proc/self/statm`, in pages (`proc_pid_statm(5)`). 0 where it cannot be read.
+pub fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|statm| statm.split(' ').nth(1)?.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
+}
