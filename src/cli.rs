@@ -5,7 +5,9 @@
 //! Results go to stdout, everything else to stderr.
 
 mod check;
+mod demo;
 mod plan;
+mod run;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -28,7 +30,14 @@ enum Command {
     /// Serve until SIGTERM or SIGINT, then drain and exit.
     ///
     /// Prints `listening on ADDRESS` for each listener once it accepts; logs to stderr.
-    Run(ConfigArgs),
+    Run {
+        #[command(flatten)]
+        config: ConfigArgs,
+
+        /// Answer requests without looking at them, and lose them: what receiving alone costs.
+        #[arg(long, hide = true)]
+        floor_receive: bool,
+    },
 
     /// Start a node that needs no configuration and show what goes in and out.
     ///
@@ -92,18 +101,14 @@ impl Cli {
     /// Does what the arguments say.
     pub fn run(self) -> Result<(), Fatal> {
         match self.command {
-            Command::Run(_) => Err(not_built("run")),
-            Command::Demo(_) => Err(not_built("demo")),
+            Command::Run {
+                config,
+                floor_receive,
+            } => run::run(config.load()?, floor_receive),
+            Command::Demo(args) => demo::run(&args),
             Command::Check(args) => check::run(&args),
             Command::Plan(args) => plan::run(&args),
         }
-    }
-}
-
-fn not_built(command: &str) -> Fatal {
-    Fatal::Io {
-        action: format!("weir {command}"),
-        source: std::io::Error::other("not built in this branch"),
     }
 }
 

@@ -1,0 +1,92 @@
+//! `weir demo`: a node with no configuration file that shows what it does.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::DemoArgs;
+use super::run::{self, Signals};
+use crate::admin::resident_bytes;
+use crate::config::{Config, Destination, Size};
+use crate::error::Fatal;
+use crate::metrics::{Count, Snapshot};
+use crate::node::{Node, NodeMetrics};
+
+/// Runs until SIGINT or SIGTERM, showing each second what came in and what was written.
+pub(super) fn run(args: &DemoArgs) -> Result<(), Fatal> {
+    let mut config = Config::default();
+    config.listeners[0].address = args.listen;
+    config.admin.address = args.admin;
+    config.destination = Destination::Directory {
+        path: args.out.clone(),
+    };
+    config.batch.max_age = BATCH_AGE_MAX;
+    let table = &config.tables[0];
+    let blobs = args.out.join(&table.database).join(&table.table);
+    let blobs = blobs.display();
+    let node = Node::start(config, false)?;
+    let mut signals = Signals::catch(&node)?;
+    run::announce(&node);
+    let address = node.listeners()[0];
+    println!("metrics on http://{}/metrics", node.admin());
+    println!("blobs, sealed after a second, in {blobs}/\n");
+    println!("Try, in another terminal:\n");
+    println!("  curl -d '{{\"hello\": \"weir\"}}' http://{address}/demo\n");
+    println!("Ctrl-C drains and ends.\n");
+    let signalled = node.runtime().block_on(async {
+        tokio::select! {
+            ended = signals.wait(&node) => ended,
+            never = show(node.metrics()) => match never {},
+        }
+    });
+    signalled?;
+    signals.exit_at_next(&node);
+    println!("\ndraining");
+    let metrics = node.metrics().clone();
+    node.drain()?;
+    let blob_count = metrics.uplink.blobs.load(Ordering::Relaxed);
+    let record_count = metrics.snapshot().value(Count::Records);
+    println!("{record_count} records in {blob_count} blobs in {blobs}/; read them with\n");
+    println!("  gunzip -c {blobs}/*.json.gz | tail -n 3");
+    Ok(())
+}
+
+/// Sooner than the default, so that the first blob is there while one looks.
+const BATCH_AGE_MAX: Duration = Duration::from_secs(1);
+
+/// A size to be read, not pasted.
+fn read(size: u64) -> String {
+    format!("{:.2}", Size(size))
+}
+
+async fn show(metrics: &NodeMetrics) -> std::convert::Infallible {
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    let mut before = (metrics.snapshot(), 0);
+    let mut quiet = false;
+    loop {
+        second.tick().await;
+        let blobs = metrics.uplink.blobs.load(Ordering::Relaxed);
+        let now = (metrics.snapshot(), blobs);
+        let line = difference(&before, &now);
+        // One line tells that nothing happens; more would not tell more.
+        if now != before || !quiet {
+            println!("{line}");
+        }
+        quiet =
+            now.0.value(Count::Received) == before.0.value(Count::Received) && now.1 == before.1;
+        before = now;
+    }
+}
+
+fn difference(before: &(Snapshot, u64), now: &(Snapshot, u64)) -> String {
+    let more = |count| now.0.value(count) - before.0.value(count);
+    let failed = more(Count::Rejected) + more(Count::Refused) + more(Count::Aborted);
+    format!(
+        "in: {} requests ({failed} not accepted), {} records, {} | out: {} of rows, {} blobs | resident {}",
+        more(Count::Received),
+        more(Count::Records),
+        read(more(Count::BytesReceived)),
+        read(more(Count::RowBytes)),
+        now.1 - before.1,
+        read(resident_bytes()),
+    )
+}

@@ -1,0 +1,509 @@
+//! One connection: wait, take a slab, read, parse, encode, reply, and again.
+//!
+//! Before it: [`crate::accept`] has a socket and a place for it.
+//! After it: [`crate::encoder`] has the records, and the peer its answers.
+//! Thread: one reactor; one task per connection. Allocates: at accept (the task, the reply buffer), then never.
+//! Invariant: exactly one answer per request, in order; an idle connection holds no slab;
+//! `begin ≤ received ≤ slab size`.
+//! Not here: deadlines for slow senders.
+//!
+//! ```text
+//! slab:  | answered | head | body … | next request, pipelined … |        |
+//!        0          begin                                       received size
+//! ```
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use io_uring::{cqueue, opcode, types};
+use tokio_uring::net::TcpStream;
+use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
+
+use crate::accept::Place;
+use crate::config::Route;
+use crate::encoder::NotEncoded;
+use crate::envelope::Frame;
+use crate::error::Reject;
+use crate::http::chunked::Chunked;
+use crate::http::h1::{self, Framing, Head};
+use crate::http::reply::{Persistence, Replies};
+use crate::limits::{HEAD_SIZE_MAX, LINGER_SIZE_MAX, LINGER_TIME};
+use crate::metrics::Count;
+use crate::reactor::Core;
+use crate::slab::Slab;
+
+/// The stream ended or failed: there is nobody to answer.
+struct Gone;
+
+/// What follows an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Request,
+    Close,
+}
+
+/// Why a request ended without being accepted.
+enum Unserved {
+    Rejected(Reject),
+    Refused,
+    Gone,
+}
+
+impl From<Reject> for Unserved {
+    fn from(reject: Reject) -> Self {
+        Unserved::Rejected(reject)
+    }
+}
+
+impl From<Gone> for Unserved {
+    fn from(_: Gone) -> Self {
+        Unserved::Gone
+    }
+}
+
+struct Connection {
+    core: Rc<Core>,
+    stream: Rc<TcpStream>,
+    place: Place,
+    replies: Replies,
+}
+
+/// What was received of the requests in a slab.
+struct Inbox {
+    slab: Slab,
+    begin: usize,
+    received: usize,
+}
+
+/// Serves a connection to its end.
+pub async fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) {
+    let mut connection = Connection {
+        core,
+        stream,
+        place,
+        replies: Replies::new(),
+    };
+    if connection.run().await.is_ok() {
+        connection.linger().await;
+    }
+}
+
+impl Connection {
+    /// Serves requests until the peer is gone (an error) or the last answer is written.
+    async fn run(&mut self) -> Result<(), Gone> {
+        loop {
+            self.suspend().await?;
+            let Some(slab) = self.core.slabs.acquire(0, self.core.wait_deadline()).await else {
+                self.answer_unserved(Unserved::Refused, false)?;
+                return self.flush().await;
+            };
+            let mut inbox = Inbox {
+                slab,
+                begin: 0,
+                received: 0,
+            };
+            loop {
+                if self.request(&mut inbox).await? == Next::Close {
+                    drop(inbox);
+                    return self.flush().await;
+                }
+                if inbox.pending() == 0 {
+                    break;
+                }
+                if !self.replies.has_room() {
+                    self.flush().await?;
+                }
+                inbox.step_down(&self.core).await;
+            }
+        }
+    }
+
+    /// Waits, without a slab, until there is something to read. Gathered replies are written meanwhile.
+    async fn suspend(&mut self) -> Result<(), Gone> {
+        self.place.set_idle(true);
+        // Submitted together, the two cost one system call; the poll sees whatever comes after the replies.
+        let readable = poll_readable(self.stream.as_raw_fd());
+        let flushed = self.flush().await;
+        if flushed.is_err() {
+            // The poll holds the socket: end it, then wait for it.
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
+        let polled = readable.await;
+        self.place.set_idle(false);
+        if polled.is_err() {
+            return Err(Gone);
+        }
+        flushed
+    }
+
+    /// Serves one request, and gathers its answer.
+    async fn request(&mut self, inbox: &mut Inbox) -> Result<Next, Gone> {
+        let head = match self.receive_head(inbox).await {
+            Ok(Some(head)) => head,
+            Ok(None) => return Err(Gone),
+            Err(unserved) => return self.answer_unserved(unserved, false),
+        };
+        let served = self.serve_request(inbox, &head).await;
+        // Only now: a drain that began meanwhile makes this the last answer.
+        let persistence = match (
+            head.keep_alive && !self.core.draining(),
+            head.keep_alive_confirm,
+        ) {
+            (false, _) => Persistence::Close,
+            (true, false) => Persistence::KeepAlive,
+            (true, true) => Persistence::KeepAliveConfirmed,
+        };
+        match served {
+            Ok(record_count) => {
+                let status = self.core.config.response.status.code();
+                self.replies
+                    .accepted(status, record_count, &self.core.clock.date(), persistence);
+                Ok(match persistence {
+                    Persistence::Close => Next::Close,
+                    _ => Next::Request,
+                })
+            }
+            Err((unserved, in_sync)) => {
+                self.answer_unserved(unserved, in_sync && persistence != Persistence::Close)
+            }
+        }
+    }
+
+    /// Reads until the head is complete. `None` where the peer ended the stream between two requests.
+    async fn receive_head(&mut self, inbox: &mut Inbox) -> Result<Option<Head>, Unserved> {
+        let mut examined = 0;
+        loop {
+            let bytes = inbox.pending_bytes();
+            // A head is parsed again only when another line has come, so that small reads stay linear.
+            let line_came = examined == 0 || memchr::memchr(b'\n', &bytes[examined..]).is_some();
+            if !bytes.is_empty() && line_came {
+                if let Some(head) = h1::parse(bytes)? {
+                    return Ok(Some(head));
+                }
+            }
+            examined = bytes.len();
+            if examined >= HEAD_SIZE_MAX {
+                return Err(Reject::HeadSize.into());
+            }
+            inbox.make_room();
+            if self.fill(inbox).await? == 0 {
+                return if inbox.pending() == 0 {
+                    Ok(None)
+                } else {
+                    Err(Reject::BodyTruncated.into())
+                };
+            }
+        }
+    }
+
+    /// Receives the body and encodes it; the number of records. An error says whether the next request's place is known.
+    async fn serve_request(
+        &mut self,
+        inbox: &mut Inbox,
+        head: &Head,
+    ) -> Result<u64, (Unserved, bool)> {
+        let core = self.core.clone();
+        let route = match admit(&core, inbox, head) {
+            Ok(route) => route,
+            Err(reject) => {
+                // Decided from the head alone: a body would have to be read to stay in sync.
+                let in_sync = head.framing == Framing::Length(0);
+                inbox.begin += head.size;
+                return Err((reject.into(), in_sync));
+            }
+        };
+        let out_of_sync = |unserved| (unserved, false);
+        if head.expect_continue
+            && inbox.pending() == head.size
+            && head.framing != Framing::Length(0)
+        {
+            // RFC 9110 §10.1.1: the decision to read the body has been made.
+            self.replies.continue_100();
+        }
+        let (body_end, request_end) = match head.framing {
+            Framing::Length(length) => {
+                let request_size = head.size + length as usize;
+                self.receive_length(inbox, request_size)
+                    .await
+                    .map_err(out_of_sync)?;
+                let end = inbox.begin + request_size;
+                (end, end)
+            }
+            Framing::Chunked => {
+                let chunked = self
+                    .receive_chunked(inbox, head.size)
+                    .await
+                    .map_err(out_of_sync)?;
+                (chunked.decoded, chunked.examined)
+            }
+        };
+        let begin = inbox.begin;
+        inbox.begin = request_end;
+        if core.floor_receive {
+            return Ok(core.accepted(0, 0));
+        }
+        let request = &mut inbox.slab.bytes()[begin..body_end];
+        let (head_bytes, body) = request.split_at_mut(head.size);
+        let path = &head_bytes[head.path.clone()];
+        let frame = Frame::new(
+            route.envelope,
+            path,
+            &route.default_tag,
+            &core.clock.timestamp(),
+        );
+        let encoded = core
+            .encoder
+            .encode(
+                &core.upload_buffers,
+                route,
+                body,
+                &frame,
+                core.wait_deadline(),
+            )
+            .await;
+        match encoded {
+            Ok(encoded) => Ok(core.accepted(encoded.record_count, encoded.row_bytes)),
+            Err(NotEncoded::Rejected(reject)) => Err((reject.into(), true)),
+            Err(NotEncoded::Refused) => Err((Unserved::Refused, true)),
+        }
+    }
+
+    /// Reads until `request_size` bytes of the request are in one slab.
+    async fn receive_length(
+        &mut self,
+        inbox: &mut Inbox,
+        request_size: usize,
+    ) -> Result<(), Unserved> {
+        if request_size > inbox.slab.size() {
+            self.move_up(inbox, request_size).await?;
+        } else if inbox.begin + request_size > inbox.slab.size() {
+            inbox.rewind();
+        }
+        while inbox.pending() < request_size {
+            if self.fill(inbox).await? == 0 {
+                return Err(Reject::BodyTruncated.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads and decodes until the chunked body is complete in one slab.
+    async fn receive_chunked(
+        &mut self,
+        inbox: &mut Inbox,
+        head_size: usize,
+    ) -> Result<Chunked, Unserved> {
+        let mut chunked = Chunked::new(inbox.begin + head_size);
+        loop {
+            let received = inbox.received;
+            if chunked.decode(inbox.slab.bytes(), received)? {
+                return Ok(chunked);
+            }
+            inbox.received = chunked.close_gap(inbox.slab.bytes(), received);
+            if inbox.received == inbox.slab.size() {
+                chunked.shift_down(inbox.rewind());
+            }
+            if inbox.received == inbox.slab.size() {
+                self.move_up(inbox, inbox.slab.size() + 1).await?;
+            }
+            if self.fill(inbox).await? == 0 {
+                return Err(Reject::BodyTruncated.into());
+            }
+        }
+    }
+
+    /// Moves the request to a slab that holds `request_size` bytes.
+    async fn move_up(&mut self, inbox: &mut Inbox, request_size: usize) -> Result<(), Unserved> {
+        let slabs = &self.core.slabs;
+        let class_index = slabs.class_for(request_size).ok_or(Reject::BodySize)?;
+        // Nobody may wait for an answer that waits for a slab.
+        self.flush().await?;
+        let slabs = &self.core.slabs;
+        let acquired = slabs.acquire(class_index, self.core.wait_deadline()).await;
+        inbox.move_to(acquired.ok_or(Unserved::Refused)?);
+        Ok(())
+    }
+
+    /// Reads behind what was received; the number of bytes, 0 at the end of the stream.
+    async fn fill(&mut self, inbox: &mut Inbox) -> Result<usize, Gone> {
+        // A client that waits for an answer before it sends more must have it.
+        self.flush().await?;
+        let read = inbox.slab.read(&self.stream, inbox.received).await;
+        // A reset is the end of the stream too: the request, if there is one, was aborted.
+        let size = read.unwrap_or(0);
+        inbox.received += size;
+        self.core.count_received(size);
+        Ok(size)
+    }
+
+    /// Writes the gathered replies.
+    async fn flush(&mut self) -> Result<(), Gone> {
+        if self.replies.is_empty() {
+            return Ok(());
+        }
+        let (outcome, bytes) = self.stream.write_all(self.replies.take()).await;
+        self.replies.give_back(bytes);
+        outcome.map_err(|_| Gone)
+    }
+
+    /// Counts and answers a request that was not accepted.
+    fn answer_unserved(&mut self, unserved: Unserved, keep: bool) -> Result<Next, Gone> {
+        let date = self.core.clock.date();
+        let (keep, reject) = match unserved {
+            Unserved::Gone => {
+                self.core.count_outcome(Count::Aborted);
+                return Err(Gone);
+            }
+            Unserved::Refused => {
+                self.core.count_outcome(Count::Refused);
+                (keep, None)
+            }
+            Unserved::Rejected(reject) => {
+                self.core.count_reject(&reject);
+                (keep && reject.answer().in_sync, Some(reject))
+            }
+        };
+        let persistence = if keep {
+            Persistence::KeepAlive
+        } else {
+            Persistence::Close
+        };
+        match reject {
+            Some(reject) => self.replies.rejected(&reject, &date, persistence),
+            None => self.replies.refused(&date, persistence),
+        }
+        Ok(if keep { Next::Request } else { Next::Close })
+    }
+
+    /// Closes so that the peer can still read the last answer (RFC 9112 §9.6): half-closes, then drops what comes,
+    /// for a while, until the peer closes too.
+    async fn linger(&mut self) {
+        if self.stream.shutdown(Shutdown::Write).is_err() {
+            return;
+        }
+        let deadline = Instant::now() + LINGER_TIME;
+        let mut dropped = 0;
+        while dropped < LINGER_SIZE_MAX {
+            let mut discard = discard(self.stream.as_raw_fd(), LINGER_SIZE_MAX - dropped);
+            match tokio::time::timeout_at(deadline.into(), &mut discard).await {
+                Ok(Ok(size @ 1..)) => dropped += size,
+                Ok(_) => return,
+                Err(_) => {
+                    // A receive cannot be cancelled: make it fail, then wait for it.
+                    let _ = self.stream.shutdown(Shutdown::Both);
+                    let _ = discard.await;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Decides from the head alone whether the body is wanted; its route.
+fn admit<'a>(core: &'a Core, inbox: &mut Inbox, head: &Head) -> Result<&'a Route, Reject> {
+    if !head.method_stores {
+        return Err(Reject::Method);
+    }
+    if head.content_encoded {
+        return Err(Reject::ContentCoding);
+    }
+    let size_max = core.slabs.size_max() as u64;
+    if let Framing::Length(length) = head.framing
+        && length > size_max - head.size as u64
+    {
+        return Err(Reject::BodySize);
+    }
+    let path = &inbox.pending_bytes()[head.path.clone()];
+    core.routes.find(path).ok_or(Reject::Route)
+}
+
+impl Inbox {
+    /// Bytes received and not yet answered.
+    fn pending(&self) -> usize {
+        self.received - self.begin
+    }
+
+    fn pending_bytes(&mut self) -> &[u8] {
+        let range = self.begin..self.received;
+        &self.slab.bytes()[range]
+    }
+
+    /// Moves the request to the start of the slab; by how much.
+    fn rewind(&mut self) -> usize {
+        let distance = self.begin;
+        if distance > 0 {
+            let range = self.begin..self.received;
+            self.slab.bytes().copy_within(range, 0);
+            self.begin = 0;
+            self.received -= distance;
+        }
+        distance
+    }
+
+    /// Makes room for at least one more byte of a head.
+    fn make_room(&mut self) {
+        if self.pending() == 0 {
+            self.begin = 0;
+            self.received = 0;
+        } else if self.begin + HEAD_SIZE_MAX > self.slab.size() {
+            self.rewind();
+        }
+        assert!(
+            self.received < self.slab.size(),
+            "a head always leaves room"
+        );
+    }
+
+    /// Goes on in another slab.
+    fn move_to(&mut self, mut slab: Slab) {
+        let pending = self.pending();
+        assert!(pending <= slab.size());
+        slab.bytes()[..pending].copy_from_slice(self.pending_bytes());
+        self.slab = slab;
+        self.begin = 0;
+        self.received = pending;
+    }
+
+    /// Gives a large slab back when a few pipelined bytes are all it still holds.
+    async fn step_down(&mut self, core: &Core) {
+        if self.slab.class_index() == 0 || self.pending() > core.slabs.class_size(0) {
+            return;
+        }
+        // Only if there is one now: the large slab is in hand.
+        if let Some(slab) = core.slabs.acquire(0, Instant::now()).await {
+            self.move_to(slab);
+        }
+    }
+}
+
+/// Completes with the result of the operation: a count, or an error number.
+struct ResultOf;
+
+impl OneshotOutputTransform for ResultOf {
+    type Output = io::Result<usize>;
+    type StoredData = ();
+
+    fn transform_oneshot_output(self, (): (), cqe: cqueue::Entry) -> Self::Output {
+        usize::try_from(cqe.result()).map_err(|_| io::Error::from_raw_os_error(-cqe.result()))
+    }
+}
+
+/// Completes when `fd` has bytes, or the end of the stream, to read.
+fn poll_readable(fd: RawFd) -> InFlightOneshot<(), ResultOf> {
+    let entry =
+        opcode::PollAdd::new(types::Fd(fd), (libc::POLLIN | libc::POLLRDHUP) as u32).build();
+    UnsubmittedOneshot::new((), ResultOf, entry).submit()
+}
+
+/// Takes up to `size` bytes from the socket and drops them: with `MSG_TRUNC`, `tcp(7)` needs no buffer.
+fn discard(fd: RawFd, size: usize) -> InFlightOneshot<(), ResultOf> {
+    let entry = opcode::Recv::new(types::Fd(fd), std::ptr::null_mut(), size as u32)
+        .flags(libc::MSG_TRUNC)
+        .build();
+    UnsubmittedOneshot::new((), ResultOf, entry).submit()
+}
+
+const _: () = assert!(LINGER_TIME.as_millis() > Duration::ZERO.as_millis());

@@ -1,0 +1,306 @@
+//! One core: a pinned thread, its ring, and everything that only this core touches.
+//!
+//! Before it: [`crate::node`] has a valid configuration and bound sockets.
+//! After it: nothing; requests come in by [`crate::accept`] and leave as batches to [`crate::uplink`].
+//! Thread: this is the thread. Allocates: everything, at start.
+//! Invariant: nothing on the path of a request is shared with another thread but the metrics, which only this one writes.
+
+use std::cell::Cell;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::thread::{CpuSet, sched_setaffinity};
+use tokio::sync::watch;
+
+use crate::accept::{self, Connections};
+use crate::clock::Clock;
+use crate::config::{Config, Registered};
+use crate::encoder::Encoder;
+use crate::error::{Fatal, Reject};
+use crate::limits::RING_ENTRY_COUNT;
+use crate::metrics::{CoreMetrics, Count};
+use crate::route::Routes;
+use crate::slab::Slabs;
+use crate::uplink::Handover;
+use crate::upload_buffer::UploadBuffers;
+use crate::wait::WaitQueue;
+
+/// How often a core looks at the ages of its upload buffers and publishes its gauges.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What a reactor is started with.
+pub struct Reactor {
+    pub index: usize,
+    /// The CPU to be pinned to; none where there are fewer CPUs than cores.
+    pub cpu: Option<usize>,
+    pub config: Arc<Config>,
+    pub listeners: Vec<TcpListener>,
+    pub handover: Arc<Handover>,
+    pub metrics: Arc<CoreMetrics>,
+    /// The phase of the node's life; a change wakes the reactor.
+    pub phase: watch::Receiver<Phase>,
+    /// Answer requests without looking at them: what receiving alone costs, for `weir-perf`.
+    pub floor_receive: bool,
+}
+
+/// The phases of a node's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Running,
+    /// No new connections; requests in flight are finished, batches delivered.
+    Draining,
+    /// The time to drain is over.
+    Ending,
+}
+
+/// What a reactor says when it can accept.
+#[derive(Debug)]
+pub struct Ready {
+    /// Why the slabs are not registered, where they are not.
+    pub registration_refused: Option<std::io::Error>,
+}
+
+/// What was left when a reactor ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Remainder {
+    pub batches_undelivered: usize,
+}
+
+/// Everything that belongs to one core.
+pub struct Core {
+    pub config: Arc<Config>,
+    pub clock: Clock,
+    pub slabs: Rc<Slabs>,
+    pub encoder: Encoder,
+    pub upload_buffers: UploadBuffers,
+    pub routes: Routes,
+    pub connections: Connections,
+    pub metrics: Arc<CoreMetrics>,
+    /// Woken whenever a connection ends.
+    pub drained: WaitQueue,
+    pub floor_receive: bool,
+    draining: Cell<bool>,
+}
+
+impl Core {
+    /// Whether this core finishes what it has and takes no more.
+    pub fn draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Until when a request that begins to wait now may wait.
+    pub fn wait_deadline(&self) -> Instant {
+        Instant::now() + self.config.limits.wait
+    }
+
+    pub fn count_received(&self, size: usize) {
+        self.metrics
+            .update(|update| update.add(Count::BytesReceived, size as u64));
+    }
+
+    /// Counts an accepted request; the number of its records.
+    pub fn accepted(&self, record_count: u64, row_bytes: u64) -> u64 {
+        self.metrics.update(|update| {
+            update.add(Count::Received, 1);
+            update.add(Count::Accepted, 1);
+            update.add(Count::Records, record_count);
+            update.add(Count::Rows, record_count);
+            update.add(Count::RowBytes, row_bytes);
+        });
+        record_count
+    }
+
+    /// Counts a request that was refused or aborted.
+    pub fn count_outcome(&self, outcome: Count) {
+        self.metrics.update(|update| {
+            update.add(Count::Received, 1);
+            update.add(outcome, 1);
+        });
+    }
+
+    /// Counts a request that the peer got wrong.
+    pub fn count_reject(&self, reject: &Reject) {
+        let outcome = match reject {
+            Reject::BodyTruncated => Count::Aborted,
+            _ => Count::Rejected,
+        };
+        self.metrics.update(|update| {
+            update.add(Count::Received, 1);
+            update.add(outcome, 1);
+            update.add_reject(reject);
+        });
+    }
+
+    fn publish_gauges(&self, started_at: Instant) {
+        let buffers = self.upload_buffers.counts();
+        self.metrics.update(|update| {
+            for class_index in 0..self.slabs.class_count() {
+                update.set_slabs(class_index, self.slabs.counts(class_index));
+            }
+            update.set(Count::UploadBuffersFree, buffers.free as u64);
+            update.set(Count::UploadBuffersOpen, buffers.open as u64);
+            update.set(Count::UploadBuffersInUplink, buffers.in_uplink as u64);
+            update.set(Count::HeartbeatSeconds, started_at.elapsed().as_secs());
+        });
+    }
+}
+
+impl Reactor {
+    /// Runs the core on the calling thread until the node ends. `ready` is told once, before anything is accepted.
+    pub fn run(self, ready: impl FnOnce(Result<Ready, Fatal>)) -> Remainder {
+        if let Some(cpu) = self.cpu {
+            let mut cpus = CpuSet::new();
+            cpus.set(cpu);
+            if let Err(error) = sched_setaffinity(None, &cpus) {
+                tracing::warn!(core = self.index, cpu, %error, "the reactor could not be pinned");
+            }
+        }
+        let mut ring = io_uring::IoUring::builder();
+        ring.setup_coop_taskrun().setup_single_issuer();
+        let runtime = tokio_uring::Runtime::new(
+            tokio_uring::builder()
+                .entries(RING_ENTRY_COUNT as u32)
+                .uring_builder(&ring),
+        );
+        match runtime {
+            Ok(runtime) => runtime.block_on(self.run_on_ring(ready)),
+            Err(source) => {
+                ready(Err(match source.kind() {
+                    std::io::ErrorKind::OutOfMemory => Fatal::RingRefused { source },
+                    _ => Fatal::IoUringRefused { source },
+                }));
+                Remainder::default()
+            }
+        }
+    }
+
+    async fn run_on_ring(mut self, ready: impl FnOnce(Result<Ready, Fatal>)) -> Remainder {
+        let (core, registration_refused) = match self.build() {
+            Ok(built) => built,
+            Err(fatal) => {
+                ready(Err(fatal));
+                return Remainder::default();
+            }
+        };
+        let started_at = Instant::now();
+        core.publish_gauges(started_at);
+        let mut listeners = Vec::new();
+        for listener in self.listeners {
+            match listener.try_clone() {
+                Ok(same) => listeners.push(socket2::Socket::from(same)),
+                Err(source) => {
+                    ready(Err(Fatal::Io {
+                        action: "duplicating a listener".into(),
+                        source,
+                    }));
+                    return Remainder::default();
+                }
+            }
+            let listener = tokio_uring::net::TcpListener::from_std(listener);
+            tokio_uring::spawn(accept::accept(core.clone(), listener));
+        }
+        tokio_uring::spawn(tick(core.clone(), started_at));
+        tokio_uring::spawn(take_returns(core.clone(), self.handover.clone()));
+        ready(Ok(Ready {
+            registration_refused,
+        }));
+
+        // A closed channel means that the node is gone: end as well.
+        let reached = |phase: Phase| move |current: &Phase| *current >= phase;
+        let _ = self.phase.wait_for(reached(Phase::Draining)).await;
+        core.draining.set(true);
+        for listener in &listeners {
+            // An accept in flight cannot be cancelled, but it fails when its socket is shut down.
+            let _ = listener.shutdown(std::net::Shutdown::Both);
+        }
+        core.connections.wake_idle();
+        tokio::select! {
+            () = core.delivered(&core) => {}
+            _ = self.phase.wait_for(reached(Phase::Ending)) => core.connections.cut_all(),
+        }
+        core.publish_gauges(started_at);
+        Remainder {
+            batches_undelivered: core.upload_buffers.counts().in_uplink,
+        }
+    }
+
+    fn build(&self) -> Result<(Rc<Core>, Option<std::io::Error>), Fatal> {
+        let config = &self.config;
+        let connections_max = config.limits.connections;
+        let (slabs, refused) = Slabs::map(
+            &config.slabs.classes,
+            config.slabs.registered,
+            connections_max,
+        )
+        .map_err(|source| Fatal::Io {
+            action: "mapping the slabs".into(),
+            source,
+        })?;
+        if config.slabs.registered == Registered::Require
+            && let Some(source) = refused
+        {
+            let size = (config.cores * config.slabs.size()) as u64;
+            return Err(Fatal::SlabsNotRegistered { size, source });
+        }
+        let upload_buffers = UploadBuffers::map(
+            self.index,
+            config,
+            self.handover.clone(),
+            self.metrics.clone(),
+        )
+        .map_err(|source| Fatal::Io {
+            action: "mapping the upload buffers".into(),
+            source,
+        })?;
+        self.metrics.update(|update| {
+            update.set(Count::SlabsRegistered, u64::from(slabs.registered()));
+        });
+        let core = Core {
+            config: config.clone(),
+            clock: Clock::new(),
+            encoder: Encoder::new(slabs.size_max(), config.limits.record, connections_max),
+            slabs,
+            upload_buffers,
+            routes: Routes::new(config),
+            connections: Connections::new(connections_max, config.listeners.len()),
+            metrics: self.metrics.clone(),
+            drained: WaitQueue::new(1),
+            floor_receive: self.floor_receive,
+            draining: Cell::new(false),
+        };
+        Ok((Rc::new(core), refused))
+    }
+}
+
+impl Core {
+    /// Completes when every connection has ended and every batch has been delivered.
+    async fn delivered(&self, core: &Rc<Core>) {
+        let ended = || (core.connections.open_count() == 0).then_some(());
+        let _ = self.drained.until(None, ended).await;
+        self.upload_buffers.seal_older_than(Duration::ZERO);
+        self.upload_buffers.all_returned().await;
+    }
+}
+
+/// Seals upload buffers by age, and publishes the gauges.
+async fn tick(core: Rc<Core>, started_at: Instant) {
+    let max_age = core.config.batch.max_age;
+    let tick = TICK.min(max_age / 4).max(Duration::from_millis(1));
+    // A blob is sealed at `max_age` at the latest, so at the last tick before it.
+    let age = max_age.saturating_sub(tick);
+    loop {
+        tokio::time::sleep(tick).await;
+        core.upload_buffers.seal_older_than(age);
+        core.publish_gauges(started_at);
+    }
+}
+
+/// Takes upload buffers back from the uplink.
+async fn take_returns(core: Rc<Core>, handover: Arc<Handover>) {
+    loop {
+        let buffer = handover.returned().await;
+        core.upload_buffers.give_back(buffer);
+    }
+}
