@@ -1,0 +1,161 @@
+//! No heap allocation for a request on an open connection, counted on the reactor's thread.
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+use support::{Client, chunked_request, request};
+use weir::config::Config;
+use weir::node::Node;
+
+/// Counts what one thread allocates.
+struct Counting;
+
+/// The thread whose allocations count; 0 for none.
+static WATCHED: AtomicI32 = AtomicI32::new(0);
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static THREAD: Cell<i32> = const { Cell::new(0) };
+}
+
+fn count() {
+    let watched = WATCHED.load(Ordering::Relaxed);
+    if watched == 0 {
+        return;
+    }
+    let thread = THREAD.with(|thread| {
+        if thread.get() == 0 {
+            thread.set(rustix::thread::gettid().as_raw_nonzero().get());
+        }
+        thread.get()
+    });
+    if thread == watched {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps `alloc`'s contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps `dealloc`'s contract.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps `realloc`'s contract.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The thread that the kernel knows by this name.
+fn thread_named(name: &str) -> i32 {
+    std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .map(|task| task.unwrap())
+        .find(|task| {
+            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)
+        })
+        .and_then(|task| task.file_name().to_str()?.parse().ok())
+        .unwrap_or_else(|| panic!("no thread {name}"))
+}
+
+const CONNECTIONS: usize = 4;
+const WARM_UP: usize = 400;
+const REQUESTS: usize = 10_000;
+
+#[test]
+fn ten_thousand_requests_of_each_kind_allocate_nothing_on_the_reactor() {
+    let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n\
+                [destination]\ntype = \"null\"\n[compression]\nlevel = 1\n";
+    let config = Config::parse(text, "test.toml".as_ref(), ".".as_ref()).unwrap();
+    let node = Node::start(config, false).unwrap();
+    let address = node.listeners()[0];
+
+    let large: Vec<String> = (0..8)
+        .map(|index| weir_perf::event::large_event(1, index))
+        .collect();
+    let ndjson = weir_perf::event::ndjson(1, 0, 100);
+    let small = weir_perf::event::small_event(1, 0);
+    let kinds: [(&str, Vec<Vec<u8>>, u16); 6] = [
+        ("small", vec![request("/small", small.as_bytes())], 201),
+        (
+            "large",
+            large
+                .iter()
+                .map(|event| request("/large", event.as_bytes()))
+                .collect(),
+            201,
+        ),
+        ("NDJSON", vec![request("/ndjson", ndjson.as_bytes())], 201),
+        (
+            "chunked",
+            vec![chunked_request("/chunked", large[0].as_bytes(), 9_973)],
+            201,
+        ),
+        (
+            "bad JSON",
+            vec![request("/bad", b"{\"a\":1}\n{\"a\":}")],
+            400,
+        ),
+        (
+            "no route",
+            vec![b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n".to_vec()],
+            405,
+        ),
+    ];
+    let serve = |wires: &[Vec<u8>], status: u16, count: usize| {
+        // Connections that are open already: accepting allocates, and says so in the plan.
+        let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| Client::connect(address)).collect();
+        let mut watched_from = 0;
+        for index in 0..WARM_UP + count {
+            if index == WARM_UP {
+                watched_from = ALLOCATIONS.load(Ordering::Relaxed);
+            }
+            let client = &mut clients[index % CONNECTIONS];
+            client.send(&wires[index % wires.len()]);
+            assert_eq!(client.reply().status, status);
+        }
+        ALLOCATIONS.load(Ordering::Relaxed) - watched_from
+    };
+    WATCHED.store(thread_named("weir-core-0"), Ordering::Relaxed);
+    let accepts_before = ALLOCATIONS.load(Ordering::Relaxed);
+    serve(&kinds[0].1, 201, 1);
+    assert!(
+        ALLOCATIONS.load(Ordering::Relaxed) > accepts_before,
+        "accepting allocates: if this does not, the counter watches the wrong thread"
+    );
+    let counted: Vec<(&str, u64)> = kinds
+        .iter()
+        .map(|(kind, wires, status)| (*kind, serve(wires, *status, REQUESTS)))
+        .collect();
+    assert_eq!(
+        counted,
+        kinds
+            .iter()
+            .map(|(kind, ..)| (*kind, 0))
+            .collect::<Vec<_>>()
+    );
+    let sealed = node
+        .metrics()
+        .snapshot()
+        .value(weir::metrics::Count::BatchesSealed);
+    assert!(
+        sealed > 10,
+        "batches were sealed and came back on the way: {sealed}"
+    );
+    WATCHED.store(0, Ordering::Relaxed);
+    node.drain().unwrap();
+}

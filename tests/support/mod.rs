@@ -1,0 +1,320 @@
+//! What the tests of the running program share: a weir in a directory of its own, a raw HTTP client, the rows it wrote.
+
+#![allow(dead_code)] // Each test binary uses its own part of this.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// How long a test waits for an answer before it calls it a hang.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running weir.
+pub struct Weir {
+    child: Child,
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    pub directory: tempfile::TempDir,
+}
+
+/// A port that is free now.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+}
+
+/// The part of a configuration that every test wants: free ports, blobs under `out`, sealed soon.
+pub fn base_config(admin: SocketAddr) -> String {
+    format!(
+        "[[listener]]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"{admin}\"\n\
+         [destination]\ntype = \"directory\"\npath = \"out\"\n[batch]\nmax_age = \"200ms\"\n"
+    )
+}
+
+impl Weir {
+    /// Starts weir with the base configuration and `more`.
+    pub fn start(more: &str) -> Weir {
+        let admin = free_address();
+        Self::start_with(&format!("{}{more}", base_config(admin)), admin)
+    }
+
+    /// Starts weir with a whole configuration.
+    pub fn start_with(config: &str, admin: SocketAddr) -> Weir {
+        let directory = tempfile::tempdir().unwrap();
+        let mut child = command(directory.path(), config).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let Some(address) = line.trim().strip_prefix("listening on ") else {
+            let mut stderr = String::new();
+            child
+                .stderr
+                .take()
+                .unwrap()
+                .read_to_string(&mut stderr)
+                .unwrap();
+            panic!("weir did not start: {stderr}");
+        };
+        Weir {
+            address: address.parse().unwrap(),
+            admin,
+            directory,
+            child,
+        }
+    }
+
+    pub fn connect(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends SIGTERM and waits for a clean end; what weir left behind.
+    pub fn stop(mut self) -> Stopped {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let mut stderr = String::new();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut stderr)
+            .unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}: {stderr}");
+        let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
+        Stopped { stderr, directory }
+    }
+
+    /// One value of the metrics page.
+    pub fn metric(&self, name: &str) -> u64 {
+        let page = self.metrics();
+        let line = page
+            .lines()
+            .find(|line| line.split(' ').next() == Some(name));
+        let line = line.unwrap_or_else(|| panic!("no {name} in\n{page}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    pub fn metrics(&self) -> String {
+        self.admin_get("/metrics").1
+    }
+
+    /// Status and body of an admin page.
+    pub fn admin_get(&self, path: &str) -> (u16, String) {
+        let mut client = Client::connect(self.admin);
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+        let reply = client.reply();
+        (reply.status, reply.body)
+    }
+
+    /// `received = accepted + rejected + refused + aborted`; the four.
+    pub fn outcomes(&self) -> [u64; 4] {
+        let page = self.metrics();
+        let value = |name: &str| -> u64 {
+            let line = page.lines().find(|line| line.starts_with(name)).unwrap();
+            line.rsplit(' ').next().unwrap().parse().unwrap()
+        };
+        let outcomes = ["accepted", "rejected", "refused", "aborted"]
+            .map(|outcome| value(&format!("weir_requests_total{{outcome=\"{outcome}\"}}")));
+        assert_eq!(
+            value("weir_requests_received_total"),
+            outcomes.iter().sum::<u64>()
+        );
+        outcomes
+    }
+}
+
+impl Drop for Weir {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `weir run` with `config` in `directory`, its streams piped.
+pub fn command(directory: &Path, config: &str) -> Command {
+    let path = directory.join("weir.toml");
+    std::fs::write(&path, config).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+    command
+        .args(["run", "--config"])
+        .arg(path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// A weir that has ended.
+pub struct Stopped {
+    pub stderr: String,
+    pub directory: tempfile::TempDir,
+}
+
+impl Stopped {
+    /// All rows of a table, blob by blob in the order of their names.
+    pub fn rows(&self, database: &str, table: &str) -> Vec<String> {
+        rows(&self.directory.path().join("out").join(database).join(table))
+    }
+}
+
+/// Rows of all blobs in a directory. Every file must be one complete gzip member of whole lines.
+pub fn rows(directory: &Path) -> Vec<String> {
+    let mut rows = Vec::new();
+    for path in blobs(directory) {
+        let bytes = std::fs::read(&path).unwrap();
+        let mut decoder = flate2::bufread::GzDecoder::new(bytes.as_slice());
+        let mut text = String::new();
+        decoder.read_to_string(&mut text).unwrap();
+        assert!(
+            decoder.into_inner().is_empty(),
+            "{path:?} has bytes after its gzip member"
+        );
+        assert!(text.ends_with('\n'), "{path:?} ends within a row");
+        rows.extend(text.lines().map(str::to_owned));
+    }
+    rows
+}
+
+/// The blobs of a directory, in the order of their names. No other file may be there.
+pub fn blobs(directory: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    paths.sort();
+    for path in &paths {
+        assert!(path.to_str().unwrap().ends_with(".json.gz"), "{path:?}");
+    }
+    paths
+}
+
+/// A client that sends exactly what it is told to.
+pub struct Client {
+    pub stream: TcpStream,
+    reader: BufReader<TcpStream>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Reply {
+    pub fn closes(&self) -> bool {
+        self.head.to_ascii_lowercase().contains("connection: close")
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> Client {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Client {
+            reader: BufReader::new(stream.try_clone().unwrap()),
+            stream,
+        }
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// Sends a request with `Content-Length`, and reads its answer.
+    pub fn post(&mut self, path: &str, body: &[u8]) -> Reply {
+        self.send(&request(path, body));
+        self.reply()
+    }
+
+    /// Reads one answer.
+    pub fn reply(&mut self) -> Reply {
+        self.try_reply()
+            .expect("an answer, not the end of the stream")
+    }
+
+    /// Reads one answer; `None` at the end of the stream.
+    pub fn try_reply(&mut self) -> Option<Reply> {
+        let mut head = String::new();
+        loop {
+            let size = self.reader.read_line(&mut head).unwrap();
+            if size == 0 {
+                assert_eq!(head, "", "the stream ended within a head");
+                return None;
+            }
+            if head.ends_with("\r\n\r\n") {
+                break;
+            }
+        }
+        let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let length = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("content-length")
+                .then(|| value.parse().unwrap())
+        });
+        let mut body = vec![0; length.unwrap_or(0)];
+        self.reader.read_exact(&mut body).unwrap();
+        Some(Reply {
+            status,
+            head,
+            body: String::from_utf8(body).unwrap(),
+        })
+    }
+
+    /// Asserts that the peer closes without another byte.
+    pub fn expect_end(&mut self) {
+        assert_eq!(self.try_reply(), None);
+    }
+}
+
+/// A POST with `Content-Length`.
+pub fn request(path: &str, body: &[u8]) -> Vec<u8> {
+    let mut bytes = format!(
+        "POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    )
+    .into_bytes();
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// A POST whose body is chunked in pieces of `chunk_size`.
+pub fn chunked_request(path: &str, body: &[u8], chunk_size: usize) -> Vec<u8> {
+    let mut bytes =
+        format!("POST {path} HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .into_bytes();
+    for chunk in body.chunks(chunk_size) {
+        bytes.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        bytes.extend_from_slice(chunk);
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(b"0\r\n\r\n");
+    bytes
+}
+
+/// The record of a row in the fluent-bit envelope, and its tag.
+pub fn unwrap_row(row: &str) -> (String, String) {
+    let rest = row.strip_prefix("{\"timestamp\":\"").unwrap();
+    let (_, rest) = rest.split_once("\",\"tag\":\"").unwrap();
+    let (tag, rest) = rest.split_once("\",\"log\":").unwrap();
+    (tag.to_owned(), rest.strip_suffix('}').unwrap().to_owned())
+}
+
+/// Records only, of rows in the fluent-bit envelope.
+pub fn records(rows: &[String]) -> Vec<String> {
+    rows.iter().map(|row| unwrap_row(row).1).collect()
+}
