@@ -23,3 +23,8 @@ fn replay(target: &str, body: fn(&[u8])) {
 fn json() {
     replay("json", bodies::json);
 }
+
+#[test]
+fn http1() {
+    replay("http1", bodies::http1);
+}

@@ -3,6 +3,7 @@
 //! Called by `fuzz_targets/*.rs` with what the fuzzer makes up, and by `tests/fuzz_corpus.rs` with the committed corpora.
 //! An own crate, so that the oracles stay out of weir's dependencies.
 
+mod http1;
 pub mod naive;
 
 use serde_json::value::RawValue;
@@ -11,6 +12,11 @@ use weir::records::json::{Checker, InstructionSet, JsonError};
 
 /// Bytes after the body, which nobody may touch.
 const GUARD: [u8; 64] = [0xA5; 64];
+
+/// `http::h1` and `http::chunked`, cut anywhere, against a naive decoder.
+pub fn http1(bytes: &[u8]) {
+    http1::check(bytes);
+}
 
 /// `records::json` in each implementation, against its naive twin (records, code, offset, line) and serde_json
 /// (accepted or not, values).
