@@ -179,10 +179,11 @@ impl Connection {
             let bytes = inbox.pending_bytes();
             // A head is parsed again only when another line has come, so that small reads stay linear.
             let line_came = examined == 0 || memchr::memchr(b'\n', &bytes[examined..]).is_some();
-            if !bytes.is_empty() && line_came {
-                if let Some(head) = h1::parse(bytes)? {
-                    return Ok(Some(head));
-                }
+            if !bytes.is_empty()
+                && line_came
+                && let Some(head) = h1::parse(bytes)?
+            {
+                return Ok(Some(head));
             }
             examined = bytes.len();
             if examined >= HEAD_SIZE_MAX {

@@ -201,8 +201,11 @@ fn is_field_byte(byte: u8) -> bool {
 mod tests {
     use super::*;
 
+    /// The body, and what follows it.
+    type Decoded = (Vec<u8>, Vec<u8>);
+
     /// Offers `wire` in pieces that end at `cuts`, closing the gap after each.
-    fn decode_in_pieces(wire: &[u8], cuts: &[usize]) -> Result<Option<(Vec<u8>, Vec<u8>)>, Reject> {
+    fn decode_in_pieces(wire: &[u8], cuts: &[usize]) -> Result<Option<Decoded>, Reject> {
         let mut bytes = vec![0xee; wire.len()];
         let mut chunked = Chunked::new(0);
         let mut received = 0;

@@ -68,7 +68,7 @@ impl Replies {
     ) {
         let mut body = [0; 40];
         let body_size = written(&mut body, |body| {
-            write!(body, "{{\"accepted\":{record_count}}}\n")
+            writeln!(body, "{{\"accepted\":{record_count}}}")
         });
         let content = if status == 204 {
             None
@@ -87,7 +87,7 @@ impl Replies {
             if let Reject::Json(error) = reject {
                 write!(body, "\"offset\":{},\"line\":{},", error.offset, error.line)?;
             }
-            write!(body, "\"detail\":\"{}\"}}\n", answer.detail)
+            writeln!(body, "\"detail\":\"{}\"}}", answer.detail)
         });
         let field = match answer.status {
             // RFC 9110 §15.5.6.
