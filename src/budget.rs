@@ -21,8 +21,7 @@ use crate::config::{Config, Registered, Size};
 use crate::error::Fatal;
 use crate::limits::{
     CONNECTION_STATE_SIZE, CONTROL_SIZE, DEFLATE_STATE_SIZE, JSON_SCRATCH_FIXED_SIZE,
-    REACTOR_RUNTIME_SIZE, RING_ENTRY_COUNT, RING_ENTRY_SIZE, STAGING_SIZE,
-    UPLINK_TRANSFER_COUNT_MAX, UPLINK_TRANSFER_SIZE,
+    REACTOR_RUNTIME_SIZE, RING_ENTRY_COUNT, RING_ENTRY_SIZE, STAGING_SIZE, UPLINK_TRANSFER_SIZE,
 };
 use machine::Machine;
 
@@ -147,7 +146,7 @@ impl Budget {
     fn process_terms(&mut self) {
         self.process(
             "uplink in flight",
-            UPLINK_TRANSFER_COUNT_MAX,
+            self.cores as usize,
             UPLINK_TRANSFER_SIZE,
             "state of each batch being written, besides its upload buffer",
         );
@@ -381,7 +380,7 @@ mod tests {
         );
         assert_eq!(
             grown(|config| config.cores += 1),
-            Budget::new(&default).core_size()
+            Budget::new(&default).core_size() + UPLINK_TRANSFER_SIZE as u64
         );
     }
 

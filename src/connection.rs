@@ -24,8 +24,7 @@ use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
 use crate::accept::Place;
 use crate::config::Route;
-use crate::encoder::NotEncoded;
-use crate::envelope::Frame;
+use crate::encoder::{NotEncoded, Request};
 use crate::error::Reject;
 use crate::http::chunked::Chunked;
 use crate::http::h1::{self, Framing, Head};
@@ -248,22 +247,15 @@ impl Connection {
         }
         let request = &mut inbox.slab.bytes()[begin..body_end];
         let (head_bytes, body) = request.split_at_mut(head.size);
-        let path = &head_bytes[head.path.clone()];
-        let frame = Frame::new(
-            route.envelope,
-            path,
-            &route.default_tag,
-            &core.clock.timestamp(),
-        );
+        let request = Request {
+            route,
+            path: &head_bytes[head.path.clone()],
+            body,
+            timestamp: core.clock.timestamp(),
+        };
         let encoded = core
             .encoder
-            .encode(
-                &core.upload_buffers,
-                route,
-                body,
-                &frame,
-                core.wait_deadline(),
-            )
+            .encode(&core.upload_buffers, request, core.wait_deadline())
             .await;
         match encoded {
             Ok(encoded) => Ok(core.accepted(encoded.record_count, encoded.row_bytes)),

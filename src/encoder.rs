@@ -13,6 +13,7 @@
 use std::cell::RefCell;
 use std::time::Instant;
 
+use crate::clock::Rfc3339Millis;
 use crate::config::{Envelope, Route};
 use crate::envelope::Frame;
 use crate::error::Reject;
@@ -25,6 +26,7 @@ use crate::wait::WaitQueue;
 struct Scratch {
     checker: Checker,
     starts: RecordStarts,
+    frame: Frame,
     staging: Staging,
 }
 
@@ -41,6 +43,16 @@ pub struct Encoder {
     scratch: RefCell<Option<Box<Scratch>>>,
     queue: WaitQueue,
     record_size_max: usize,
+}
+
+/// What there is to encode.
+pub struct Request<'a> {
+    pub route: &'a Route,
+    /// As it was sent, without query.
+    pub path: &'a [u8],
+    /// As it was received; it is compacted where it lies.
+    pub body: &'a mut [u8],
+    pub timestamp: Rfc3339Millis,
 }
 
 /// What became of a request.
@@ -68,6 +80,7 @@ impl Encoder {
             scratch: RefCell::new(Some(Box::new(Scratch {
                 checker: Checker::new(),
                 starts: RecordStarts::with_body_size_max(body_size_max),
+                frame: Frame::new(),
                 staging: Staging {
                     bytes: vec![0; staging_size].into_boxed_slice(),
                     size: 0,
@@ -79,13 +92,11 @@ impl Encoder {
         }
     }
 
-    /// Checks `body`, compacts it where it lies, and encodes its records for `route`.
+    /// Checks a request's body, compacts it where it lies, and encodes its records.
     pub async fn encode(
         &self,
         buffers: &UploadBuffers,
-        route: &Route,
-        body: &mut [u8],
-        frame: &Frame,
+        request: Request<'_>,
         deadline: Instant,
     ) -> Result<Encoded, NotEncoded> {
         let turn = self
@@ -96,7 +107,7 @@ impl Encoder {
             return Err(NotEncoded::Refused);
         };
         let outcome = self
-            .encode_in_turn(&mut scratch, buffers, route, body, frame, deadline)
+            .encode_in_turn(&mut scratch, buffers, request, deadline)
             .await;
         *self.scratch.borrow_mut() = Some(scratch);
         self.queue.wake_one();
@@ -107,16 +118,21 @@ impl Encoder {
         &self,
         scratch: &mut Scratch,
         buffers: &UploadBuffers,
-        route: &Route,
-        body: &mut [u8],
-        frame: &Frame,
+        request: Request<'_>,
         deadline: Instant,
     ) -> Result<Encoded, NotEncoded> {
         let Scratch {
             checker,
             starts,
+            frame,
             staging,
         } = scratch;
+        let Request {
+            route,
+            path,
+            body,
+            timestamp,
+        } = request;
         let rejected = |reject| Err(NotEncoded::Rejected(reject));
         let records = match checker.check(body, starts) {
             Ok(records) => records,
@@ -140,6 +156,7 @@ impl Encoder {
                 row_bytes: 0,
             });
         };
+        frame.compose(route.envelope, path, &route.default_tag, &timestamp);
         let table_index = route.table_index;
         let first_row_size = first.len() + frame.size();
         if !buffers

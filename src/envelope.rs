@@ -2,7 +2,7 @@
 //!
 //! Before it: a checked body and the path it was sent to.
 //! After it: [`crate::encoder`] puts `prefix + record + suffix` into the upload buffer.
-//! Thread: one reactor. Allocates: never.
+//! Thread: one reactor. Allocates: never; the encoder keeps one frame and composes it anew.
 //! Invariant: the tag is data only; no table, database, file or field name ever comes from a request.
 //! Not here: the record itself, which is passed on byte for byte.
 
@@ -18,27 +18,33 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// The frame for a request to `path`, received at `timestamp`.
-    pub fn new(
+    /// A frame that adds nothing but the end of the line.
+    pub fn new() -> Self {
+        Frame {
+            prefix: [0; ENVELOPE_SIZE_MAX],
+            prefix_size: 0,
+            suffix: b"\n",
+        }
+    }
+
+    /// Becomes the frame for a request to `path`, received at `timestamp`.
+    pub fn compose(
+        &mut self,
         envelope: Envelope,
         path: &[u8],
         default_tag: &str,
         timestamp: &Rfc3339Millis,
-    ) -> Self {
-        let mut frame = Frame {
-            prefix: [0; ENVELOPE_SIZE_MAX],
-            prefix_size: 0,
-            suffix: b"\n",
-        };
+    ) {
+        self.prefix_size = 0;
+        self.suffix = b"\n";
         if envelope == Envelope::FluentBit {
-            frame.push(b"{\"timestamp\":\"");
-            frame.push(timestamp);
-            frame.push(b"\",\"tag\":\"");
-            frame.push_tag(path, default_tag);
-            frame.push(b"\",\"log\":");
-            frame.suffix = b"}\n";
+            self.push(b"{\"timestamp\":\"");
+            self.push(timestamp);
+            self.push(b"\",\"tag\":\"");
+            self.push_tag(path, default_tag);
+            self.push(b"\",\"log\":");
+            self.suffix = b"}\n";
         }
-        frame
     }
 
     pub fn prefix(&self) -> &[u8] {
@@ -75,11 +81,25 @@ impl Frame {
     }
 }
 
+impl Default for Frame {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const AT: &Rfc3339Millis = b"2026-11-23T09:15:02.123Z";
+
+    fn frame(envelope: Envelope, path: &[u8]) -> Frame {
+        let mut frame = Frame::new();
+        // What an earlier request left must not show.
+        frame.compose(Envelope::FluentBit, b"/an/earlier/and/longer/path", "x", AT);
+        frame.compose(envelope, path, "http.0", AT);
+        frame
+    }
 
     #[test]
     fn the_fluent_bit_envelope_is_the_incumbents() {
@@ -91,7 +111,7 @@ mod tests {
             ("//x/", "_x_"),
             ("/\"\\", "__"),
         ] {
-            let frame = Frame::new(Envelope::FluentBit, path.as_bytes(), "http.0", AT);
+            let frame = frame(Envelope::FluentBit, path.as_bytes());
             let prefix = std::str::from_utf8(frame.prefix()).unwrap();
             assert_eq!(
                 prefix,
@@ -104,14 +124,14 @@ mod tests {
 
     #[test]
     fn without_an_envelope_the_row_is_the_record() {
-        let frame = Frame::new(Envelope::None, b"/x", "http.0", AT);
+        let frame = frame(Envelope::None, b"/x");
         assert_eq!((frame.prefix(), frame.suffix()), (&b""[..], &b"\n"[..]));
     }
 
     #[test]
     fn the_longest_path_fits() {
         let path = vec![b'/'; crate::limits::HEAD_SIZE_MAX];
-        let frame = Frame::new(Envelope::FluentBit, &path, "http.0", AT);
+        let frame = frame(Envelope::FluentBit, &path);
         assert!(frame.size() <= ENVELOPE_SIZE_MAX);
     }
 }

@@ -38,18 +38,14 @@ pub const RING_ENTRY_COUNT: usize = 1024;
 pub const RING_ENTRY_SIZE: usize = 64 + 2 * 16;
 
 /// The touched part of a reactor's stack, its runtime, and the in-flight operation table.
-/// An estimate, to be replaced by a measurement.
 pub const REACTOR_RUNTIME_SIZE: usize = 512 * KIB;
 
 /// What the process holds once: program pages, allocator, uplink runtime, metrics, admin HTTP.
-/// An estimate, to be replaced by a measurement.
+/// The resident memory of a default node, measured, is 76 to 79 MiB: with this, inside its plan.
 pub const CONTROL_SIZE: usize = 16 * MIB;
 
-/// Batches the uplink writes at the same time.
-pub const UPLINK_TRANSFER_COUNT_MAX: usize = 4;
-
-/// What the uplink holds for one batch it is writing, besides the upload buffer itself,
-/// which the core's sum already holds.
+/// What the uplink holds for the one batch of each core that it delivers at a time: a thread for
+/// the file system, names, handles. The bytes themselves are in the core's upload buffer.
 pub const UPLINK_TRANSFER_SIZE: usize = 256 * KIB;
 
 // --- the listener and its connections ---------------------------------------------------------
@@ -70,8 +66,8 @@ pub const LINGER_TIME: Duration = Duration::from_secs(1);
 pub const LINGER_SIZE_MAX: usize = 64 * KIB;
 
 /// What one open connection costs when it holds no slab: its task, its descriptor, its parser's
-/// state and its share of the runtime.
-pub const CONNECTION_STATE_SIZE: usize = 4 * KIB;
+/// state and its share of the runtime. Measured: 2.9 KiB of resident memory each, at 10,000.
+pub const CONNECTION_STATE_SIZE: usize = 3 * KIB;
 
 // --- slabs ------------------------------------------------------------------------------------
 
@@ -168,7 +164,8 @@ pub const COMPRESSION_LEVEL_MIN: u8 = 1;
 pub const COMPRESSION_LEVEL_MAX: u8 = 9;
 
 /// What one streaming deflate holds: window, hash chains, symbol and pending buffers.
-pub const DEFLATE_STATE_SIZE: usize = 320 * KIB;
+/// `tests/allocation.rs` holds it against what zlib-rs allocates.
+pub const DEFLATE_STATE_SIZE: usize = 372 * KIB;
 
 /// The most bytes deflate makes of `raw_size` bytes, whatever they are and whatever the level,
 /// without gzip's header and trailer.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::sched_getaffinity;
 use tokio::sync::watch;
 
@@ -67,6 +68,7 @@ impl Node {
     /// Starts a node. `floor_receive` is for measurements only: see [`Reactor::floor_receive`].
     pub fn start(config: Config, floor_receive: bool) -> Result<Node, Fatal> {
         Budget::new(&config).verify(&config, &Machine::read())?;
+        raise_descriptor_limit();
         let core_count = config.cores;
         let config = Arc::new(config);
 
@@ -239,6 +241,18 @@ fn report_ready(core: usize, ready: Ready) {
             "the slabs could not be registered with io_uring and are used unregistered, with the same bounds; \
              raise the memlock limit (ulimit -l, LimitMEMLOCK=) to register them"
         );
+    }
+}
+
+/// Takes all the file descriptors it may have: the usual soft limit of 1,024 is there for programs that call `select`.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of file descriptors could not be raised to its hard limit");
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use support::{Client, chunked_request, request};
 use weir::config::Config;
+use weir::limits::DEFLATE_STATE_SIZE;
 use weir::node::Node;
 
 /// Counts what one thread allocates.
@@ -16,12 +17,13 @@ struct Counting;
 /// The thread whose allocations count; 0 for none.
 static WATCHED: AtomicI32 = AtomicI32::new(0);
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+static ALLOCATED_BYTES: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
     static THREAD: Cell<i32> = const { Cell::new(0) };
 }
 
-fn count() {
+fn count(size: usize) {
     let watched = WATCHED.load(Ordering::Relaxed);
     if watched == 0 {
         return;
@@ -34,13 +36,14 @@ fn count() {
     });
     if thread == watched {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        ALLOCATED_BYTES.fetch_add(size as u64, Ordering::Relaxed);
     }
 }
 
 // SAFETY: every call goes to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size());
         // SAFETY: the caller keeps `alloc`'s contract.
         unsafe { System.alloc(layout) }
     }
@@ -51,7 +54,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
+        count(size);
         // SAFETY: the caller keeps `realloc`'s contract.
         unsafe { System.realloc(pointer, layout, size) }
     }
@@ -76,7 +79,35 @@ const CONNECTIONS: usize = 4;
 const WARM_UP: usize = 400;
 const REQUESTS: usize = 10_000;
 
+/// One test, as both parts watch a thread of their own.
 #[test]
+fn memory_is_what_the_plan_says_and_does_not_move() {
+    a_deflate_state_is_as_large_as_planned();
+    ten_thousand_requests_of_each_kind_allocate_nothing_on_the_reactor();
+}
+
+fn a_deflate_state_is_as_large_as_planned() {
+    WATCHED.store(
+        rustix::thread::gettid().as_raw_nonzero().get(),
+        Ordering::Relaxed,
+    );
+    for level in [1, 2, 6, 9] {
+        let before = ALLOCATED_BYTES.load(Ordering::Relaxed);
+        let member = weir::deflate::GzipMember::new(level);
+        let size = ALLOCATED_BYTES.load(Ordering::Relaxed) - before;
+        drop(member);
+        assert!(
+            size <= DEFLATE_STATE_SIZE as u64,
+            "level {level}: {size} bytes"
+        );
+        assert!(
+            size > DEFLATE_STATE_SIZE as u64 / 2,
+            "level {level}: {size} bytes"
+        );
+    }
+    WATCHED.store(0, Ordering::Relaxed);
+}
+
 fn ten_thousand_requests_of_each_kind_allocate_nothing_on_the_reactor() {
     let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n\
                 [destination]\ntype = \"null\"\n[compression]\nlevel = 1\n";

@@ -347,6 +347,12 @@ fn slab_classes_are_whole_pages_in_ascending_order() {
             "{ size = \"16KiB\", count = 1024 }, { size = \"32KiB\", count = 1 }",
             "1025 slabs",
         ),
+        (
+            &(1..10).fold(String::new(), |text, index| {
+                format!("{text}{{ size = \"{}KiB\", count = 1 }},", index * 16)
+            }),
+            "9 slab classes",
+        ),
     ] {
         assert_error(&classes(text), "1:", part);
     }

@@ -24,9 +24,9 @@ use super::{
 use crate::limits::{
     COMPRESSION_LEVEL_MAX, COMPRESSION_LEVEL_MIN, CONNECTION_COUNT_MAX, CORE_COUNT_MAX,
     DURATION_MAX, ENTITY_NAME_SIZE_MAX, FILE_NAME_SIZE_MAX, LISTENER_COUNT_MAX, MEMORY_LIMIT_MIN,
-    PAGE_SIZE, RECORD_SIZE_MAX, REQUEST_LINE_SIZE_MAX, ROUTE_COUNT_MAX, SLAB_COUNT_MAX,
-    SLAB_SIZE_MAX, SLAB_SIZE_MIN, TAG_SIZE_MAX, UPLOAD_BUFFER_COUNT_MAX, UPLOAD_BUFFER_COUNT_MIN,
-    UPLOAD_BUFFER_SIZE_MAX, upload_buffer_size_min,
+    PAGE_SIZE, RECORD_SIZE_MAX, REQUEST_LINE_SIZE_MAX, ROUTE_COUNT_MAX, SLAB_CLASS_COUNT_MAX,
+    SLAB_COUNT_MAX, SLAB_SIZE_MAX, SLAB_SIZE_MIN, TAG_SIZE_MAX, UPLOAD_BUFFER_COUNT_MAX,
+    UPLOAD_BUFFER_COUNT_MIN, UPLOAD_BUFFER_SIZE_MAX, upload_buffer_size_min,
 };
 
 pub(super) fn validate(raw: RawConfig, base_dir: &Path) -> Result<Config, Vec<Placed>> {
@@ -374,6 +374,12 @@ impl Check {
         let count: usize = classes.iter().map(|class| class.count).sum();
         if is_empty {
             self.error(span, "no slab class; configure at least one");
+        } else if classes.len() > SLAB_CLASS_COUNT_MAX {
+            let message = format!(
+                "{} slab classes; use {SLAB_CLASS_COUNT_MAX} at most",
+                classes.len()
+            );
+            self.error(span, message);
         } else if count > SLAB_COUNT_MAX {
             let message = format!(
                 "the classes have {count} slabs together; the ring registers {SLAB_COUNT_MAX} at \
