@@ -104,8 +104,8 @@ fn plan_adds_up() {
     for line in [
         "slabs of 8MiB 4 8MiB 32MiB",
         "upload buffers 4 4MiB 16MiB",
-        "deflate states 4 320KiB 1.25MiB",
-        "connections 1024 4KiB 4MiB",
+        "deflate states 4 372KiB 1.45MiB",
+        "connections 1024 3KiB 3MiB",
         "JSON scratch 1",
         "= one core",
         "control",
