@@ -27,7 +27,7 @@ use crate::config::Route;
 use crate::encoder::{NotEncoded, Request};
 use crate::error::Reject;
 use crate::http::chunked::Chunked;
-use crate::http::h1::{self, Framing, Head};
+use crate::http::h1::{self, Framing, Head, Method};
 use crate::http::reply::{Persistence, Replies};
 use crate::limits::{HEAD_SIZE_MAX, LINGER_SIZE_MAX, LINGER_TIME};
 use crate::metrics::Count;
@@ -397,8 +397,9 @@ impl Connection {
 
 /// Decides from the head alone whether the body is wanted; its route.
 fn admit<'a>(core: &'a Core, inbox: &mut Inbox, head: &Head) -> Result<&'a Route, Reject> {
-    if !head.method_stores {
-        return Err(Reject::Method);
+    if head.method != Method::Store {
+        let head = head.method == Method::Head;
+        return Err(Reject::Method { head });
     }
     if head.content_encoded {
         return Err(Reject::ContentCoding);

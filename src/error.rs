@@ -88,8 +88,8 @@ pub enum Fatal {
     ReactorPanicked,
 
     #[error(
-        "{batches_undelivered} batches could not be delivered within limits.drain and are lost; \
-         the log above says why"
+        "{batches_undelivered} sealed batches were not delivered within limits.drain and are \
+         lost; the log above says why"
     )]
     Undelivered { batches_undelivered: usize },
 
@@ -136,8 +136,8 @@ pub enum Reject {
     RecordSize,
     /// A record that is not an object, on a route whose rows are the records themselves.
     RecordNotObject,
-    /// A method other than POST and PUT.
-    Method,
+    /// A method other than POST and PUT; the answer to HEAD has no content (RFC 9110 §9.3.2).
+    Method { head: bool },
     /// No route for the path.
     Route,
     /// An expectation other than `100-continue`.
@@ -232,7 +232,9 @@ impl Reject {
                 "this route stores records as rows, so each must be an object",
                 true,
             ),
-            Reject::Method => answer(405, "method_not_allowed", "POST or PUT stores events", true),
+            Reject::Method { .. } => {
+                answer(405, "method_not_allowed", "POST or PUT stores events", true)
+            }
             Reject::Route => answer(404, "no_route", "no route for this path", true),
             Reject::Expectation => answer(
                 417,
@@ -287,7 +289,7 @@ impl Reject {
             Reject::BodySize,
             Reject::RecordSize,
             Reject::RecordNotObject,
-            Reject::Method,
+            Reject::Method { head: false },
             Reject::Route,
             Reject::Expectation,
             Reject::TransferCoding,

@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn rejects_are_counted_under_their_code() {
         let metrics = CoreMetrics::new();
-        metrics.update(|update| update.add_reject(&Reject::Method));
+        metrics.update(|update| update.add_reject(&Reject::Method { head: false }));
         let snapshot = metrics.snapshot();
         let counted: Vec<_> = snapshot.rejects().filter(|(_, count)| *count > 0).collect();
         assert_eq!(counted, [("method_not_allowed", 1)]);

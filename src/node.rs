@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::sched_getaffinity;
@@ -198,15 +199,16 @@ impl Node {
         self.ended.try_recv().is_ok()
     }
 
-    /// Takes no more connections, finishes the requests in flight, delivers what is sealed, and ends.
-    /// After `limits.drain` whatever is left is given up, and reported as an error.
+    /// Takes no more connections, finishes the requests in flight, delivers what they left, and ends.
+    ///
+    /// `limits.drain` bounds each of the three: waiting for requests, for those that were cut, and for delivery.
+    /// What could not be delivered is reported as an error.
     pub fn drain(self) -> Result<(), Fatal> {
         let _ = self.phase.send(Phase::Draining);
-        let deadline = std::time::Instant::now() + self.config.limits.drain;
+        let deadline = Instant::now() + 3 * self.config.limits.drain;
         for _ in 0..self.reactors.len() {
-            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
             if self.ended.recv_timeout(left).is_err() {
-                tracing::warn!("the time to drain is over; giving up what is left");
                 let _ = self.phase.send(Phase::Ending);
                 break;
             }

@@ -51,7 +51,7 @@ pub enum Phase {
     Running,
     /// No new connections; requests in flight are finished, batches delivered.
     Draining,
-    /// The time to drain is over.
+    /// The time to deliver is over.
     Ending,
 }
 
@@ -216,9 +216,11 @@ impl Reactor {
             let _ = listener.shutdown(std::net::Shutdown::Both);
         }
         core.connections.wake_idle();
+        core.connections_ended().await;
+        core.upload_buffers.seal_older_than(Duration::ZERO);
         tokio::select! {
-            () = core.delivered(&core) => {}
-            _ = self.phase.wait_for(reached(Phase::Ending)) => core.connections.cut_all(),
+            () = core.upload_buffers.all_returned() => {}
+            _ = self.phase.wait_for(reached(Phase::Ending)) => {}
         }
         core.publish_gauges(started_at);
         Remainder {
@@ -275,12 +277,20 @@ impl Reactor {
 }
 
 impl Core {
-    /// Completes when every connection has ended and every batch has been delivered.
-    async fn delivered(&self, core: &Rc<Core>) {
-        let ended = || (core.connections.open_count() == 0).then_some(());
-        let _ = self.drained.until(None, ended).await;
-        self.upload_buffers.seal_older_than(Duration::ZERO);
-        self.upload_buffers.all_returned().await;
+    /// Completes when every connection has ended; those that take longer than `limits.drain` are cut.
+    async fn connections_ended(&self) {
+        let ended = || (self.connections.open_count() == 0).then_some(());
+        let deadline = Instant::now() + self.config.limits.drain;
+        if self.drained.until(Some(deadline), ended).await.is_none() {
+            tracing::warn!(
+                connections = self.connections.open_count(),
+                "cutting connections that are still open"
+            );
+            self.connections.cut_all();
+            // Whatever they wait for in the kernel fails now; only an encoder in wait of a buffer may take longer.
+            let deadline = Instant::now() + self.config.limits.drain;
+            let _ = self.drained.until(Some(deadline), ended).await;
+        }
     }
 }
 

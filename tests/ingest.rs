@@ -517,6 +517,63 @@ fn a_drain_finishes_the_request_in_flight_and_refuses_new_connections() {
 }
 
 #[test]
+fn a_drain_cuts_who_stalls_and_delivers_what_was_accepted() {
+    let weir = Weir::start(
+        "[limits]\ndrain = \"200ms\"\n[slabs]\nclasses = [{ size = \"16KiB\", count = 2 }]\n",
+    );
+    let mut stalled = weir.connect();
+    stalled.send(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 7\r\n\r\n{\"a\"");
+    assert_eq!(weir.connect().post("/x", b"{\"b\":1}").status, 201);
+    let stopped = weir.stop();
+    assert!(
+        stopped.stderr.contains("cutting connections"),
+        "{}",
+        stopped.stderr
+    );
+    assert_eq!(records(&stopped.rows("Telemetry", "Events")), ["{\"b\":1}"]);
+}
+
+#[test]
+fn a_drain_that_cannot_deliver_says_what_is_lost() {
+    let weir = Weir::start("[limits]\ndrain = \"100ms\"\n");
+    let directory = weir.directory.path().join("out/Telemetry/Events");
+    std::fs::remove_dir(&directory).unwrap();
+    std::fs::write(&directory, b"in the way").unwrap();
+    assert_eq!(weir.connect().post("/x", b"{\"a\":1}").status, 201);
+    let (code, stderr) = weir.terminate();
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(
+        stderr
+            .lines()
+            .last()
+            .unwrap()
+            .starts_with("weir: 1 sealed batches were not delivered"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn the_answer_to_head_has_no_content() {
+    let weir = Weir::start("");
+    let mut client = weir.connect();
+    client.send(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
+    client.send(&request("/x", b"{}"));
+    // The next answer begins right behind the head of the first.
+    let mut head = [0; 4];
+    let mut received = Vec::new();
+    while !received.ends_with(b"\r\n\r\n") {
+        std::io::Read::read_exact(&mut client.stream, &mut head[..1]).unwrap();
+        received.push(head[0]);
+    }
+    assert!(
+        received.starts_with(b"HTTP/1.1 405 "),
+        "{}",
+        received.escape_ascii()
+    );
+    assert_eq!(client.reply().status, 201);
+}
+
+#[test]
 fn the_large_event_comes_back_as_it_was_sent() {
     let weir = Weir::start("");
     let mut events: Vec<String> = (0..3)

@@ -68,7 +68,7 @@ fn a_memory_sum_above_the_limit_is_refused_before_anything_starts() {
     let (code, stderr) = run_to_its_end(directory.path(), &config);
     assert!(code.is_some_and(|code| code != 0));
     assert!(
-        last_line(&stderr).contains("16 MiB") || last_line(&stderr).contains("16.0 MiB"),
+        last_line(&stderr).contains("16MiB (memory.limit)"),
         "{stderr}"
     );
     assert!(!directory.path().join("out").exists());

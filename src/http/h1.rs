@@ -21,6 +21,15 @@ pub enum Framing {
     Chunked,
 }
 
+/// The method, as far as it makes a difference here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// POST or PUT.
+    Store,
+    Head,
+    Other,
+}
+
 /// What the head of a request says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
@@ -29,8 +38,7 @@ pub struct Head {
     /// Where the path of the target lies: without query.
     pub path: Range<usize>,
     pub framing: Framing,
-    /// POST or PUT.
-    pub method_stores: bool,
+    pub method: Method,
     /// Whether the connection may serve another request (RFC 9112 §9.3).
     pub keep_alive: bool,
     /// An HTTP/1.0 client that asked for keep-alive wants it confirmed.
@@ -145,7 +153,11 @@ fn head(request: &httparse::Request<'_, '_>, bytes: &[u8], size: usize) -> Resul
         } else {
             Framing::Length(length.unwrap_or(0))
         },
-        method_stores: matches!(method, "POST" | "PUT"),
+        method: match method {
+            "POST" | "PUT" => Method::Store,
+            "HEAD" => Method::Head,
+            _ => Method::Other,
+        },
         keep_alive: !close && (http_1_1 || keep),
         keep_alive_confirm: !http_1_1 && keep && !close,
         expect_continue: expect_continue && http_1_1,
@@ -195,7 +207,8 @@ mod tests {
         assert_eq!(&text[head.path.clone()], "/github/push");
         assert_eq!(head.framing, Framing::Length(12));
         assert_eq!(head.size, text.len() - 2);
-        assert!(head.method_stores && head.keep_alive && !head.keep_alive_confirm);
+        assert_eq!(head.method, Method::Store);
+        assert!(head.keep_alive && !head.keep_alive_confirm);
     }
 
     #[test]

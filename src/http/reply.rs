@@ -103,6 +103,10 @@ impl Replies {
             date,
             persistence,
         );
+        if matches!(reject, Reject::Method { head: true }) {
+            // RFC 9110 §9.3.2: the fields of the answer, its length among them, without its content.
+            self.bytes.truncate(self.bytes.len() - body_size);
+        }
     }
 
     /// 503: no memory to take the request now; it can be sent again.

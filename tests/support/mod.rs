@@ -77,6 +77,18 @@ impl Weir {
 
     /// Sends SIGTERM and waits for a clean end; what weir left behind.
     pub fn stop(mut self) -> Stopped {
+        let (code, stderr) = self.signal_and_wait();
+        assert_eq!(code, Some(0), "{stderr}");
+        let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
+        Stopped { stderr, directory }
+    }
+
+    /// Sends SIGTERM and waits; the exit code and the log.
+    pub fn terminate(mut self) -> (Option<i32>, String) {
+        self.signal_and_wait()
+    }
+
+    fn signal_and_wait(&mut self) -> (Option<i32>, String) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         let mut stderr = String::new();
@@ -86,10 +98,7 @@ impl Weir {
             .unwrap()
             .read_to_string(&mut stderr)
             .unwrap();
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status}: {stderr}");
-        let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
-        Stopped { stderr, directory }
+        (self.child.wait().unwrap().code(), stderr)
     }
 
     /// One value of the metrics page.
