@@ -346,6 +346,29 @@ mod tests {
     }
 
     #[test]
+    fn a_reservation_waits_for_a_buffer_to_come_back() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let (buffers, handover) = buffers(TWO_TABLES);
+            let buffers = std::rc::Rc::new(buffers);
+            for table_index in [0, 1] {
+                assert!(buffers.try_reserve(table_index, 8));
+                buffers.append(table_index, b"{\"a\":1}\n", 1);
+            }
+            let waiting = {
+                let buffers = buffers.clone();
+                tokio::task::spawn_local(async move { buffers.reserve(2, 8, None).await })
+            };
+            tokio::task::yield_now().await;
+            assert!(!waiting.is_finished());
+            buffers.give_back(handover.receive().unwrap().into_buffer());
+            assert!(waiting.await.unwrap());
+        });
+    }
+
+    #[test]
     fn an_open_buffer_without_rows_has_no_age_and_makes_no_blob() {
         let (buffers, handover) = buffers(TWO_TABLES);
         assert!(buffers.try_reserve(0, 8));

@@ -213,6 +213,33 @@ mod tests {
     }
 
     #[test]
+    fn who_is_woken_in_vain_keeps_its_place() {
+        run(async {
+            let counted = Rc::new(Counted {
+                free: Cell::new(0),
+                queue: WaitQueue::new(8),
+            });
+            let order = Rc::new(RefCell::new(Vec::new()));
+            for index in 0..3 {
+                let (counted, order) = (counted.clone(), order.clone());
+                tokio::task::spawn_local(async move {
+                    counted.queue.until(None, || counted.take()).await;
+                    order.borrow_mut().push(index);
+                });
+                tokio::task::yield_now().await;
+            }
+            counted.queue.wake_one();
+            tokio::task::yield_now().await;
+            assert_eq!(counted.queue.waiting_count(), 3);
+            for _ in 0..3 {
+                counted.give();
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(*order.borrow(), [0, 1, 2]);
+        });
+    }
+
+    #[test]
     fn a_deadline_ends_the_wait_and_leaves_no_trace() {
         run(async {
             let queue = WaitQueue::new(2);

@@ -483,6 +483,38 @@ fn without_a_free_slab_a_request_waits_and_then_is_refused() {
 }
 
 #[test]
+fn beyond_the_limit_of_connections_the_next_waits_until_one_ends() {
+    let weir = Weir::start("[limits]\nconnections = 2\n");
+    let mut first = weir.connect();
+    let mut second = weir.connect();
+    assert_eq!(first.post("/x", b"{}").status, 201);
+    assert_eq!(second.post("/x", b"{}").status, 201);
+    // The kernel takes it, weir does not yet.
+    let mut third = weir.connect();
+    third.send(&request("/x", b"{}"));
+    assert_eq!(second.post("/x", b"{}").status, 201);
+    assert_eq!(weir.metric("weir_connections_accepted_total"), 2);
+    drop(first);
+    assert_eq!(third.reply().status, 201);
+    assert_eq!(weir.outcomes(), [4, 0, 0, 0]);
+}
+
+#[test]
+fn idle_connections_hold_no_slab() {
+    let weir = Weir::start(
+        "[slabs]\nclasses = [{ size = \"16KiB\", count = 1 }]\n[limits]\nrecord = \"8KiB\"\n",
+    );
+    let mut clients: Vec<Client> = (0..50).map(|_| weir.connect()).collect();
+    for _ in 0..2 {
+        for client in &mut clients {
+            assert_eq!(client.post("/x", b"{}").status, 201);
+        }
+    }
+    assert_eq!(weir.metric("weir_connections"), 50);
+    assert_eq!(weir.outcomes(), [100, 0, 0, 0]);
+}
+
+#[test]
 fn a_drain_finishes_the_request_in_flight_and_refuses_new_connections() {
     let weir = Weir::start("");
     let idle = weir.connect();
