@@ -10,25 +10,30 @@
 //! Not here: which error it is, and where. The answer is yes or no; [`super::explain`] does the rest.
 //!
 //! ```text
-//! for each block of 64 bytes:
-//!     escaped   = bytes after an odd number of backslashes          validate them
-//!     in_string = prefix xor of the unescaped quotes
+//! for each block of 64 bytes:                                                             (classify)
+//!     a mask per class of bytes: quotes, operators, white space, ...
+//! for each block with a backslash:                                                        (escapes)
+//!     escaped   = bytes after an odd number of backslashes          validate them; such quotes are no quotes
+//! for each block:                                                                         (masks)
+//!     in_string = prefix xor of the quotes
 //!     keep      = in_string or not white space                      control characters in it are errors
 //!     scalar    = kept, not in a string, not an operator
 //!     tokens    = operators, opening quotes, first bytes of scalars
-//!     validate the scalars that start here
-//!     append the bytes at `tokens` to the chunk's token bytes
+//! for each block in which a scalar starts: validate it                                    (scalars_are_valid)
 //! validate UTF-8 if a byte had its top bit set
+//! for each block: append the bytes at `tokens` to the chunk's token bytes                 (append)
 //! ```
 //!
 //! Departures, made for speed:
-//! 1. Blocks without a backslash (nearly all) skip the search for escapes; of those with one, the frequent escapes
+//! 1. Several loops over the chunk and not one: each keeps its state and constants in registers, and what only some
+//!    blocks need is done for those in a row. As one loop, it spilled its state to the stack for every block.
+//! 2. Chunks without a backslash (nearly all) skip the search for escapes; of blocks with one, the frequent escapes
 //!    are checked as a mask and only `\u`, `\b`, `\f` one by one.
-//! 2. Integers are checked for a whole block with one addition, literals by one comparison of a word; only blocks with
-//!    other numbers, or with one that crosses into the next block, have their numbers read byte by byte.
-//! 3. Tokens are listed as *bytes*, not as positions. The grammar needs no positions, and the few that the squeeze
+//! 3. Numbers are checked for a whole block at once, with an addition for each of their parts; literals by one
+//!    comparison of a word. Only a scalar that crosses into the next block is read byte by byte.
+//! 4. Tokens are listed as *bytes*, not as positions. The grammar needs no positions, and the few that the squeeze
 //!    step needs (record starts) are found back through the token mask.
-//! 4. UTF-8 is checked per chunk, over the chunk and the continuation bytes that follow it.
+//! 5. UTF-8 is checked per chunk, over the chunk and the continuation bytes that follow it.
 
 use super::block::{BLOCK_SIZE, Block, Classes};
 use super::{CHUNK_SIZE, scalar};
@@ -247,8 +252,9 @@ fn scalars_are_valid<B: Block>(
     }
     let minus = start & block.equal(lanes, b'-');
     let literal = start & !(digit | minus);
-    // A number is a chain of runs of digits. Adding its first bit to a run leaves a single bit just after it; no run
-    // here reaches the end of the block.
+    // RFC 8259 §6. A number is a chain of runs of digits: integer, fraction, exponent. Adding its first bit to a run
+    // leaves a single bit just after it, and `digit` stays as it was elsewhere; no run here reaches the block's end.
+    // `end` is the byte after what is a number so far: if it belongs to the scalar, the next part must start there.
     let first = start & digit | minus << 1;
     let zero = first & block.equal(lanes, b'0');
     let after = |first: u64| first.wrapping_add(digit) & !digit;
@@ -266,11 +272,7 @@ fn scalars_are_valid<B: Block>(
         end ^= exponent | after(first);
         bad |= end & scalar;
     }
-    // Most blocks have at most one literal; the first is looked at even if there is none.
-    let at = offset + (literal | 1 << 63).trailing_zeros() as usize;
-    valid &= (literal == 0) | scalar::is_literal(body, at);
-    let rest = literal & literal.wrapping_sub(1);
-    valid & (bad == 0) & each(rest, |at| scalar::is_literal(body, offset + at))
+    valid & (bad == 0) & each(literal, |at| scalar::is_literal(body, offset + at))
 }
 
 /// Whether `valid` says yes to every set bit of `mask`.

@@ -20,7 +20,7 @@
 //! 1. 64 tokens at a time: each rule is a few operations on masks, "the token before" is a shift by one.
 //! 2. What depends on the container is a mask per kind of container, precomputed for all 64 tokens. Only brackets are
 //!    visited one by one, and each selects, for the tokens since the last, the mask of the kind they stand in.
-//! 3. The visit has no branch: the kind is stored above the top of the stack even when the bracket closes (the next
+//! 3. The visit has no branch on the kind, but for the top: the kind is stored above the top of the stack even when the bracket closes (the next
 //!    one that opens overwrites it), and a bracket of the wrong kind is an error of its container's mask.
 //! 4. The depth is a `u8` and the stack has 256 slots, so it needs no bounds check. Going above the limit is seen in the
 //!    highest depth reached, below zero in the mask of the top; either way what was written by then is not used.
@@ -208,10 +208,14 @@ pub(super) fn check<B: Block>(
             let up_to = rest ^ (rest - 1);
             let since = up_to & !seen;
             seen = up_to;
-            let rule = &rules[usize::from(state.kinds[usize::from(depth)] & 3)];
+            let kind = state.kinds[usize::from(depth)];
+            let rule = &rules[usize::from(kind & 3)];
             bad |= rule.bad & since;
-            starts |= rule.starts & since;
-            drops |= rule.drops & since;
+            if kind >= TOP_ARRAY {
+                // Rare in a deep document, regular in a stream of flat ones: predicted in both.
+                starts |= rule.starts & since;
+                drops |= rule.drops & since;
+            }
 
             let at = rest.trailing_zeros();
             let object = (brace_open >> at & 1) as u8;
