@@ -28,7 +28,7 @@ pub(super) struct Classes {
     pub digit: u64,
 }
 
-const _: () = assert!(size_of::<Classes>() == 8 * size_of::<u64>());
+const _: () = assert!(size_of::<Classes>() == BLOCK_SIZE);
 
 /// What an instruction set must be able to do with 64 bytes.
 pub(super) trait Block: Copy {

@@ -20,8 +20,9 @@
 //! 1. 64 tokens at a time: each rule is a few operations on masks, "the token before" is a shift by one.
 //! 2. What depends on the container is a mask per kind of container, precomputed for all 64 tokens. Only brackets are
 //!    visited one by one, and each selects, for the tokens since the last, the mask of the kind they stand in.
-//! 3. The visit has no branch on the kind, but for the top: the kind is stored above the top of the stack even when the bracket closes (the next
-//!    one that opens overwrites it), and a bracket of the wrong kind is an error of its container's mask.
+//! 3. The visit asks only whether it is at the top, which is rare in a deep document and regular in a stream of flat
+//!    ones. It has no other branch: the kind is stored above the top of the stack even when the bracket closes (the
+//!    next one that opens overwrites it), and a bracket of the wrong kind is an error of its container's mask.
 //! 4. The depth is a `u8` and the stack has 256 slots, so it needs no bounds check. Going above the limit is seen in the
 //!    highest depth reached, below zero in the mask of the top; either way what was written by then is not used.
 
@@ -188,7 +189,6 @@ pub(super) fn check<B: Block>(
             let kind = state.kinds[usize::from(depth)];
             bad |= bad_in[usize::from(kind & 3)] & since;
             if kind >= TOP_ARRAY {
-                // Rare in a deep document, regular in a stream of flat ones: predicted in both.
                 starts |= starts_in[usize::from(kind & 3)] & since;
                 drops |= drops_in[usize::from(kind & 3)] & since;
             }
