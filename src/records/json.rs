@@ -85,7 +85,7 @@ pub struct JsonError {
 /// Which instructions a [`Checker`] uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstructionSet {
-    /// AVX-512 BW and VBMI2.
+    /// AVX-512 BW, VBMI and VBMI2, and GFNI.
     Avx512,
     /// AVX2 and BMI2.
     Avx2,

@@ -10,10 +10,14 @@
 /// Bytes in a block: as many as a mask has bits.
 pub(super) const BLOCK_SIZE: usize = 64;
 
-/// One bit per byte of a block, for each question that every block is asked.
+/// One bit per byte of a block, for each question that every block is asked. A line of the cache, like the block.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(64))]
 pub(super) struct Classes {
-    pub quote: u64,
+    /// 0x80 and above.
+    pub high: u64,
     pub backslash: u64,
+    pub quote: u64,
     /// Space, tab, line feed, carriage return.
     pub white: u64,
     /// `{}[]:,`, and also 0x0C and 0x1A: the caller refuses control characters anyway.
@@ -21,17 +25,18 @@ pub(super) struct Classes {
     /// Below 0x20.
     pub control: u64,
     pub newline: u64,
-    /// 0x80 and above.
-    pub high: u64,
+    pub digit: u64,
 }
+
+const _: () = assert!(size_of::<Classes>() == BLOCK_SIZE);
 
 /// What an instruction set must be able to do with 64 bytes.
 pub(super) trait Block: Copy {
     type Lanes: Copy;
     fn load(self, from: &[u8; BLOCK_SIZE]) -> Self::Lanes;
-    fn classes(self, lanes: Self::Lanes) -> Classes;
+    /// To memory and not returned: one implementation has all masks in one register, and they are read one by one.
+    fn classify(self, lanes: Self::Lanes, to: &mut Classes);
     fn equal(self, lanes: Self::Lanes, byte: u8) -> u64;
-    fn digits(self, lanes: Self::Lanes) -> u64;
     /// Writes the bytes whose bit is set to the front of `to`, without gaps; the rest of `to` is left undefined.
     fn squeeze(self, lanes: Self::Lanes, keep: u64, to: &mut [u8; BLOCK_SIZE]);
     /// Bit i of the result is the xor of bits 0..=i.
@@ -79,6 +84,7 @@ pub(super) mod x86 {
     use super::{BLOCK_SIZE, Block, Classes, Job};
     use std::arch::is_x86_feature_detected as has;
     use std::arch::x86_64::*;
+    use std::mem::offset_of;
 
     /// A byte is white space exactly if this table, looked up by its low nibble, gives the byte itself.
     /// The fillers have another low nibble than the one they are looked up with.
@@ -88,7 +94,45 @@ pub(super) mod x86 {
     /// The same for a byte | 0x20 and `{}[]:,`: the brackets of a kind differ in that bit only.
     const OP: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, b':', b'{', b',', b'}', 0, 0];
 
-    /// AVX-512 with byte lanes and byte compression (Ice Lake, Zen 4 and later).
+    /// Of each ASCII character, bit i for the member of [`Classes`] after i others, and the first one for the top bit:
+    /// that is the bit that is set in what is not ASCII.
+    const CLASS_BITS: [u8; 128] = {
+        let mut table = [0; 128];
+        let mut byte = 0;
+        while byte < 128 {
+            table[byte] = match byte as u8 {
+                b'\\' => 1,
+                b'"' => 1 << 1,
+                b' ' => 1 << 2,
+                b'\t' | b'\r' => 1 << 2 | 1 << 4,
+                b'\n' => 1 << 2 | 1 << 4 | 1 << 5,
+                b'{' | b'}' | b'[' | b']' | b':' | b',' => 1 << 3,
+                0..0x20 => 1 << 4,
+                b'0'..=b'9' => 1 << 6,
+                _ => 0,
+            };
+            byte += 1;
+        }
+        table
+    };
+    const _: () = {
+        assert!(offset_of!(Classes, backslash) == 8 && offset_of!(Classes, quote) == 2 * 8);
+        assert!(offset_of!(Classes, white) == 3 * 8 && offset_of!(Classes, op) == 4 * 8);
+        assert!(offset_of!(Classes, control) == 5 * 8 && offset_of!(Classes, newline) == 6 * 8);
+        assert!(offset_of!(Classes, digit) == 7 * 8 && offset_of!(Classes, high) == 0);
+    };
+    /// The order in which 8 rows of 8 bytes are 8 columns, the last one first.
+    const TRANSPOSED: [u8; BLOCK_SIZE] = {
+        let mut order = [0; BLOCK_SIZE];
+        let mut index = 0;
+        while index < BLOCK_SIZE {
+            order[index] = (index % 8 * 8 + (index / 8 + 7) % 8) as u8;
+            index += 1;
+        }
+        order
+    };
+
+    /// AVX-512 with byte lanes, byte permutation and compression, and bit matrices (Ice Lake, Zen 4 and later).
     #[derive(Clone, Copy)]
     pub struct Avx512(());
 
@@ -102,7 +146,8 @@ pub(super) mod x86 {
 
     impl Avx512 {
         pub fn detect() -> Option<Self> {
-            let found = has!("avx2") && has!("avx512f") && has!("avx512bw") && has!("avx512vbmi2");
+            let found = has!("avx2") && has!("avx512f") && has!("avx512bw") && has!("avx512vbmi");
+            let found = found && has!("avx512vbmi2") && has!("gfni");
             (found && has_bits()).then_some(Self(()))
         }
     }
@@ -113,7 +158,8 @@ pub(super) mod x86 {
         }
     }
 
-    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vbmi2,bmi1,bmi2,popcnt,lzcnt,pclmulqdq")]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vbmi,avx512vbmi2,gfni")]
+    #[target_feature(enable = "bmi1,bmi2,popcnt,lzcnt,pclmulqdq")]
     pub fn run_avx512<J: Job>(block: Avx512, job: J) -> J::Output {
         job.run(block)
     }
@@ -145,21 +191,25 @@ pub(super) mod x86 {
         }
 
         #[inline(always)]
-        fn classes(self, lanes: __m512i) -> Classes {
-            // SAFETY: `self` proves AVX-512 F and BW; registers only, and the tables are 16 bytes.
+        fn classify(self, lanes: __m512i, to: &mut Classes) {
+            // SAFETY: `self` proves AVX-512 BW, VBMI and GFNI; the tables and `to` are 64 bytes per register.
             unsafe {
-                let white = _mm512_broadcast_i32x4(_mm_loadu_si128(WHITE.as_ptr().cast()));
-                let op = _mm512_broadcast_i32x4(_mm_loadu_si128(OP.as_ptr().cast()));
-                let folded = _mm512_or_si512(lanes, _mm512_set1_epi8(0x20));
-                Classes {
-                    quote: self.equal(lanes, b'"'),
-                    backslash: self.equal(lanes, b'\\'),
-                    white: _mm512_cmpeq_epi8_mask(lanes, _mm512_shuffle_epi8(white, lanes)),
-                    op: _mm512_cmpeq_epi8_mask(folded, _mm512_shuffle_epi8(op, lanes)),
-                    control: _mm512_cmplt_epu8_mask(lanes, _mm512_set1_epi8(0x20)),
-                    newline: self.equal(lanes, b'\n'),
-                    high: _mm512_movepi8_mask(lanes),
-                }
+                let table = |half: usize| _mm512_loadu_si512(CLASS_BITS.as_ptr().add(half).cast());
+                // One bit per class. The table has 128 entries and ignores the top bit, so what is not ASCII becomes
+                // 0x7F, which has no class, and gets its own bit back afterwards.
+                let ascii = _mm512_min_epu8(lanes, _mm512_set1_epi8(0x7F));
+                let bits = _mm512_permutex2var_epi8(table(0), ascii, table(64));
+                let top = _mm512_set1_epi8(-128);
+                let bits = _mm512_ternarylogic_epi64::<0xF8>(bits, lanes, top); // bits | lanes & top
+                // From a byte per byte to a word per class. First each group of 8 bytes is transposed as 8 by 8 bits
+                // (the product of the group, as a matrix, with the unit vectors; it counts rows from the last one,
+                // so a second product reverses the bits of each byte), then the 8 by 8 bytes of all groups.
+                let units = _mm512_set1_epi64(0x8040_2010_0804_0201_u64 as i64);
+                let columns = _mm512_gf2p8affine_epi64_epi8::<0>(units, bits);
+                let columns = _mm512_gf2p8affine_epi64_epi8::<0>(columns, units);
+                let order = _mm512_loadu_si512(TRANSPOSED.as_ptr().cast());
+                let words = _mm512_permutexvar_epi8(order, columns);
+                _mm512_store_si512(std::ptr::from_mut(to).cast(), words);
             }
         }
 
@@ -167,15 +217,6 @@ pub(super) mod x86 {
         fn equal(self, lanes: __m512i, byte: u8) -> u64 {
             // SAFETY: `self` proves AVX-512 BW; registers only.
             unsafe { _mm512_cmpeq_epi8_mask(lanes, _mm512_set1_epi8(byte as i8)) }
-        }
-
-        #[inline(always)]
-        fn digits(self, lanes: __m512i) -> u64 {
-            // SAFETY: `self` proves AVX-512 BW; registers only.
-            unsafe {
-                let from_zero = _mm512_sub_epi8(lanes, _mm512_set1_epi8(b'0' as i8));
-                _mm512_cmplt_epu8_mask(from_zero, _mm512_set1_epi8(10))
-            }
         }
 
         #[inline(always)]
@@ -220,6 +261,21 @@ pub(super) mod x86 {
         }
     }
 
+    impl Avx2 {
+        #[inline(always)]
+        fn digits(self, [low, high]: [__m256i; 2]) -> u64 {
+            // SAFETY: `self` proves AVX2; registers only.
+            unsafe {
+                let (zero, nine) = (_mm256_set1_epi8(b'0' as i8), _mm256_set1_epi8(9));
+                let (low, high) = (_mm256_sub_epi8(low, zero), _mm256_sub_epi8(high, zero));
+                mask_avx2(
+                    _mm256_cmpeq_epi8(_mm256_max_epu8(low, nine), nine),
+                    _mm256_cmpeq_epi8(_mm256_max_epu8(high, nine), nine),
+                )
+            }
+        }
+    }
+
     impl Block for Avx2 {
         type Lanes = [__m256i; 2];
 
@@ -235,14 +291,14 @@ pub(super) mod x86 {
         }
 
         #[inline(always)]
-        fn classes(self, [low, high]: Self::Lanes) -> Classes {
+        fn classify(self, [low, high]: Self::Lanes, to: &mut Classes) {
             // SAFETY: `self` proves AVX2; registers only, and the tables are 16 bytes.
             unsafe {
                 let white = _mm256_broadcastsi128_si256(_mm_loadu_si128(WHITE.as_ptr().cast()));
                 let op = _mm256_broadcastsi128_si256(_mm_loadu_si128(OP.as_ptr().cast()));
                 let bit = _mm256_set1_epi8(0x20);
                 let below = _mm256_set1_epi8(0x1F);
-                Classes {
+                *to = Classes {
                     quote: self.equal([low, high], b'"'),
                     backslash: self.equal([low, high], b'\\'),
                     white: mask_avx2(
@@ -261,8 +317,9 @@ pub(super) mod x86 {
                         _mm256_cmpeq_epi8(_mm256_max_epu8(high, below), below),
                     ),
                     newline: self.equal([low, high], b'\n'),
+                    digit: self.digits([low, high]),
                     high: mask_avx2(low, high),
-                }
+                };
             }
         }
 
@@ -272,19 +329,6 @@ pub(super) mod x86 {
             unsafe {
                 let byte = _mm256_set1_epi8(byte as i8);
                 mask_avx2(_mm256_cmpeq_epi8(low, byte), _mm256_cmpeq_epi8(high, byte))
-            }
-        }
-
-        #[inline(always)]
-        fn digits(self, [low, high]: Self::Lanes) -> u64 {
-            // SAFETY: `self` proves AVX2; registers only.
-            unsafe {
-                let (zero, nine) = (_mm256_set1_epi8(b'0' as i8), _mm256_set1_epi8(9));
-                let (low, high) = (_mm256_sub_epi8(low, zero), _mm256_sub_epi8(high, zero));
-                mask_avx2(
-                    _mm256_cmpeq_epi8(_mm256_max_epu8(low, nine), nine),
-                    _mm256_cmpeq_epi8(_mm256_max_epu8(high, nine), nine),
-                )
             }
         }
 
@@ -373,10 +417,10 @@ impl Block for Portable {
     }
 
     #[inline(always)]
-    fn classes(self, lanes: [u64; 8]) -> Classes {
+    fn classify(self, lanes: [u64; 8], to: &mut Classes) {
         let folded = lanes.map(|word| word | (LOW_BITS * 0x20));
         let newline = self.equal(lanes, b'\n');
-        Classes {
+        *to = Classes {
             quote: self.equal(lanes, b'"'),
             backslash: self.equal(lanes, b'\\'),
             white: self.equal(lanes, b' ')
@@ -389,18 +433,14 @@ impl Block for Portable {
                 | self.equal(lanes, b','),
             control: Self::mask(lanes, |word| below(word, 0x20)),
             newline,
+            digit: Self::mask(lanes, |word| below(word, b'9' + 1) & !below(word, b'0')),
             high: Self::mask(lanes, |word| word & HIGH_BITS),
-        }
+        };
     }
 
     #[inline(always)]
     fn equal(self, lanes: [u64; 8], byte: u8) -> u64 {
         Self::mask(lanes, |word| below(word ^ (LOW_BITS * u64::from(byte)), 1))
-    }
-
-    #[inline(always)]
-    fn digits(self, lanes: [u64; 8]) -> u64 {
-        Self::mask(lanes, |word| below(word, b'9' + 1) & !below(word, b'0'))
     }
 
     #[inline(always)]
@@ -470,7 +510,8 @@ mod tests {
                 })
             };
             let lanes = block.load(bytes);
-            let classes = block.classes(lanes);
+            let mut classes = Classes::default();
+            block.classify(lanes, &mut classes);
             assert_eq!(classes.quote, mask(&|b| b == b'"'));
             assert_eq!(classes.backslash, mask(&|b| b == b'\\'));
             assert_eq!(classes.white, mask(&|b| b" \t\n\r".contains(&b)));
@@ -479,7 +520,7 @@ mod tests {
             assert_eq!(classes.control, mask(&|b| b < 0x20));
             assert_eq!(classes.newline, mask(&|b| b == b'\n'));
             assert_eq!(classes.high, mask(&|b| b >= 0x80));
-            assert_eq!(block.digits(lanes), mask(&|b| b.is_ascii_digit()));
+            assert_eq!(classes.digit, mask(&|b| b.is_ascii_digit()));
             for byte in [0, b'"', 0x7F, 0x80, 0xFF, bytes[0]] {
                 assert_eq!(block.equal(lanes, byte), mask(&|b| b == byte));
             }

@@ -20,8 +20,9 @@
 //! 1. 64 tokens at a time: each rule is a few operations on masks, "the token before" is a shift by one.
 //! 2. What depends on the container is a mask per kind of container, precomputed for all 64 tokens. Only brackets are
 //!    visited one by one, and each selects, for the tokens since the last, the mask of the kind they stand in.
-//! 3. The visit has no branch: the kind is stored above the top of the stack even when the bracket closes (the next
-//!    one that opens overwrites it), and a bracket of the wrong kind is an error of its container's mask.
+//! 3. The visit asks only whether it is at the top, which is rare in a deep document and regular in a stream of flat
+//!    ones. It has no other branch: the kind is stored above the top of the stack even when the bracket closes (the
+//!    next one that opens overwrites it), and a bracket of the wrong kind is an error of its container's mask.
 //! 4. The depth is a `u8` and the stack has 256 slots, so it needs no bounds check. Going above the limit is seen in the
 //!    highest depth reached, below zero in the mask of the top; either way what was written by then is not used.
 
@@ -117,14 +118,6 @@ impl Marks {
     }
 }
 
-/// What the tokens of a word are in one kind of container.
-#[derive(Clone, Copy)]
-struct Rule {
-    bad: u64,
-    starts: u64,
-    drops: u64,
-}
-
 /// Checks the tokens of `chunk`. False if there is an error.
 #[inline(always)]
 pub(super) fn check<B: Block>(
@@ -177,29 +170,14 @@ pub(super) fn check<B: Block>(
         bad |= valid & after_brace & !(string | brace_close);
         bad |= value & after_scalar;
         let value_twice = value & after_closer;
-        let rules = [
-            Rule {
-                bad: colon | brace_close | value_twice,
-                starts: 0,
-                drops: 0,
-            },
-            Rule {
-                bad: (after_comma & !string | after_key & !colon | bracket_close | value_twice)
-                    & valid,
-                starts: 0,
-                drops: 0,
-            },
-            Rule {
-                bad: colon | brace_close | value_twice,
-                starts: value,
-                drops: comma | bracket_close,
-            },
-            Rule {
-                bad: colon | comma | closer | scalar,
-                starts: brace_open,
-                drops: bracket_open,
-            },
-        ];
+        // By kind. What does not depend on the container is above.
+        let in_array = colon | brace_close | value_twice;
+        let in_object =
+            (after_comma & !string | after_key & !colon | bracket_close | value_twice) & valid;
+        let at_top = colon | comma | closer | scalar;
+        let bad_in = [in_array, in_object, in_array, at_top];
+        let starts_in = [0, 0, value, brace_open];
+        let drops_in = [0, 0, comma | bracket_close, bracket_open];
 
         let (mut starts, mut drops) = (0, 0);
         let mut seen = 0;
@@ -208,10 +186,12 @@ pub(super) fn check<B: Block>(
             let up_to = rest ^ (rest - 1);
             let since = up_to & !seen;
             seen = up_to;
-            let rule = &rules[usize::from(state.kinds[usize::from(depth)] & 3)];
-            bad |= rule.bad & since;
-            starts |= rule.starts & since;
-            drops |= rule.drops & since;
+            let kind = state.kinds[usize::from(depth)];
+            bad |= bad_in[usize::from(kind & 3)] & since;
+            if kind >= TOP_ARRAY {
+                starts |= starts_in[usize::from(kind & 3)] & since;
+                drops |= drops_in[usize::from(kind & 3)] & since;
+            }
 
             let at = rest.trailing_zeros();
             let object = (brace_open >> at & 1) as u8;
@@ -224,10 +204,10 @@ pub(super) fn check<B: Block>(
             depth_max = depth_max.max(depth);
             rest &= rest - 1;
         }
-        let rule = &rules[usize::from(state.kinds[usize::from(depth)] & 3)];
-        bad |= rule.bad & !seen;
-        starts |= rule.starts & !seen;
-        drops |= rule.drops & !seen;
+        let kind = usize::from(state.kinds[usize::from(depth)] & 3);
+        bad |= bad_in[kind] & !seen;
+        starts |= starts_in[kind] & !seen;
+        drops |= drops_in[kind] & !seen;
 
         marks.starts[index] = starts;
         marks.drops[index] = drops;

@@ -39,11 +39,16 @@ pub(super) fn squeeze<B: Block>(
 ) -> usize {
     if marks.any {
         run::<B, true>(block, body, from, to, kept_size, chunk, marks, starts)
-    } else if chunk.all_kept && kept_size == from {
+    } else if kept_size == from && keeps_all(chunk, (to - from).div_ceil(BLOCK_SIZE)) {
         to
     } else {
         run::<B, false>(block, body, from, to, kept_size, chunk, marks, starts)
     }
+}
+
+/// Whether no byte of the first blocks is dropped.
+fn keeps_all(chunk: &Chunk, block_count: usize) -> bool {
+    chunk.keeps[..block_count].iter().all(|&keep| keep == !0)
 }
 
 #[inline(always)]
@@ -61,21 +66,19 @@ fn run<B: Block, const MARKED: bool>(
     assert!(kept_size <= from, "the compacted part overtook the chunk");
     let block_count = (to - from) / BLOCK_SIZE;
     let mut token_index = 0;
-    let mut kept = |index: usize, kept_size: usize| {
+    for index in 0..block_count {
         let mut keep = chunk.keeps[index];
         if MARKED {
-            // The marks of this block's tokens, moved from their numbers to their bytes.
-            let tokens = chunk.token_masks[index];
-            keep &= !block.bits_scatter(bits_at(&marks.drops, token_index), tokens);
-            let start = block.bits_scatter(bits_at(&marks.starts, token_index), tokens);
-            // Marked even when there is no start: a store is cheaper than a branch nobody can predict.
-            starts.mark(kept_size, block.bits_gather(start, keep));
-            token_index += tokens.count_ones() as usize;
+            keep = mark(
+                block,
+                index,
+                &mut token_index,
+                kept_size,
+                chunk,
+                marks,
+                starts,
+            );
         }
-        keep
-    };
-    for index in 0..block_count {
-        let keep = kept(index, kept_size);
         let offset = from + index * BLOCK_SIZE;
         let Some(bytes) = body[offset..].first_chunk() else {
             break;
@@ -90,7 +93,18 @@ fn run<B: Block, const MARKED: bool>(
     let offset = from + block_count * BLOCK_SIZE;
     if offset < to {
         // Beyond the body the padding is white space: dropped, as a string that is still open was refused.
-        let keep = kept(block_count, kept_size);
+        let mut keep = chunk.keeps[block_count];
+        if MARKED {
+            keep = mark(
+                block,
+                block_count,
+                &mut token_index,
+                kept_size,
+                chunk,
+                marks,
+                starts,
+            );
+        }
         let mut bytes = [b' '; BLOCK_SIZE];
         bytes[..to - offset].copy_from_slice(&body[offset..to]);
         let mut squeezed = [0; BLOCK_SIZE];
@@ -100,6 +114,29 @@ fn run<B: Block, const MARKED: bool>(
         kept_size += size;
     }
     kept_size
+}
+
+/// Marks the starts in block `index`, whose bytes go to `kept_size`; returns which of them stay.
+// A function, because a closure that is not inlined is compiled without the instructions of `B`.
+#[inline(always)]
+fn mark<B: Block>(
+    block: B,
+    index: usize,
+    token_index: &mut usize,
+    kept_size: usize,
+    chunk: &Chunk,
+    marks: &Marks,
+    starts: &mut RecordStarts,
+) -> u64 {
+    // The marks of this block's tokens, moved from their numbers to their bytes.
+    let tokens = chunk.token_masks[index];
+    let drop = block.bits_scatter(bits_at(&marks.drops, *token_index), tokens);
+    let start = block.bits_scatter(bits_at(&marks.starts, *token_index), tokens);
+    let keep = chunk.keeps[index] & !drop;
+    // Marked even when there is no start: a store is cheaper than a branch nobody can predict.
+    starts.mark(kept_size, block.bits_gather(start, keep));
+    *token_index += tokens.count_ones() as usize;
+    keep
 }
 
 /// 64 bits from bit `index` on.
