@@ -112,6 +112,11 @@ pub const REPLY_BUFFER_SIZE: usize = 2 * REPLY_SIZE_MAX;
 /// Nesting of arrays and objects in a record.
 pub const JSON_DEPTH_MAX: usize = 128;
 
+/// The piece of a body that is classified before the first of its bytes moves. Large enough that
+/// its tokens fill several words of 64, small enough that bytes, masks and tokens share the
+/// first-level cache with everything else.
+pub const JSON_CHUNK_SIZE: usize = 4 * KIB;
+
 /// What the JSON pass needs besides one bit per byte of the slab: its stack and its blocks.
 pub const JSON_SCRATCH_FIXED_SIZE: usize = 32 * KIB;
 

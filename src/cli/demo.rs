@@ -45,8 +45,12 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), Fatal> {
     node.drain()?;
     let blob_count = metrics.uplink.blobs.load(Ordering::Relaxed);
     let record_count = metrics.snapshot().value(Count::Records);
-    println!("{record_count} records in {blob_count} blobs in {blobs}/; read them with\n");
-    println!("  gunzip -c {blobs}/*.json.gz | tail -n 3");
+    if blob_count == 0 {
+        println!("nothing was sent, so nothing was written");
+    } else {
+        println!("{record_count} records in {blob_count} blobs in {blobs}/; read them with\n");
+        println!("  gunzip -c {blobs}/*.json.gz | tail -n 3");
+    }
     Ok(())
 }
 

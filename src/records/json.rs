@@ -38,19 +38,21 @@ mod squeeze;
 mod tests;
 
 use super::{RecordStarts, Records};
+use crate::limits;
 use block::{Arch, BLOCK_SIZE, Block, Job};
 use classify::{Carry, Chunk};
 use explain::Resume;
 use grammar::{Marks, State};
 
 /// Containers inside each other, at most.
-pub const DEPTH_MAX: usize = 128;
+pub const DEPTH_MAX: usize = limits::JSON_DEPTH_MAX;
 
-/// Bytes classified before the first of them moves. Large enough that the tokens of a chunk fill several words of 64,
-/// small enough that chunk, masks and tokens share the first-level cache with everything else.
-pub const CHUNK_SIZE: usize = 4096;
+/// Bytes classified before the first of them moves.
+pub const CHUNK_SIZE: usize = limits::JSON_CHUNK_SIZE;
 
 const _: () = assert!(CHUNK_SIZE.is_multiple_of(BLOCK_SIZE));
+// The plan counts what a checker allocates.
+const _: () = assert!(size_of::<Scratch>() <= limits::JSON_SCRATCH_FIXED_SIZE);
 
 /// The values of [`JsonError::code`].
 pub mod codes {
