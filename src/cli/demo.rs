@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::DemoArgs;
+use super::print;
 use super::run::{self, Signals};
 use crate::admin::resident_bytes;
 use crate::config::{Config, Destination, Size};
@@ -27,31 +28,35 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), Fatal> {
     let mut signals = Signals::catch(&node)?;
     run::announce(&node);
     let address = node.listeners()[0];
-    println!("metrics on http://{}/metrics", node.admin());
-    println!("blobs, sealed after a second, in {blobs}/\n");
-    println!("Try, in another terminal:\n");
-    println!("  curl -d '{{\"hello\": \"weir\"}}' http://{address}/demo\n");
-    println!("Ctrl-C drains and ends.\n");
+    print(&format!(
+        "metrics on http://{}/metrics\n\
+         blobs, sealed after a second, in {blobs}/\n\n\
+         Try, in another terminal:\n\n  \
+         curl -d '{{\"hello\": \"weir\"}}' http://{address}/demo\n\n\
+         Ctrl-C drains and ends.\n\n",
+        node.admin()
+    ))?;
     let signalled = node.runtime().block_on(async {
         tokio::select! {
             ended = signals.wait(&node) => ended,
-            never = show(node.metrics()) => match never {},
+            shown = show(node.metrics()) => shown,
         }
     });
     signalled?;
     signals.exit_at_next(&node);
-    println!("\ndraining");
+    print("\ndraining\n")?;
     let metrics = node.metrics().clone();
     node.drain()?;
     let blob_count = metrics.uplink.blobs.load(Ordering::Relaxed);
     let record_count = metrics.snapshot().value(Count::Records);
     if blob_count == 0 {
-        println!("nothing was sent, so nothing was written");
+        print("nothing was sent, so nothing was written\n")
     } else {
-        println!("{record_count} records in {blob_count} blobs in {blobs}/; read them with\n");
-        println!("  gunzip -c {blobs}/*.json.gz | tail -n 3");
+        print(&format!(
+            "{record_count} records in {blob_count} blobs in {blobs}/; read them with\n\n  \
+             gunzip -c {blobs}/*.json.gz | tail -n 3\n"
+        ))
     }
-    Ok(())
 }
 
 /// Sooner than the default, so that the first blob is there while one looks.
@@ -62,21 +67,15 @@ fn read(size: u64) -> String {
     format!("{:.2}", Size(size))
 }
 
-async fn show(metrics: &NodeMetrics) -> std::convert::Infallible {
+/// A line per second; ends only where it cannot be written.
+async fn show(metrics: &NodeMetrics) -> Result<(), Fatal> {
     let mut second = tokio::time::interval(Duration::from_secs(1));
     let mut before = (metrics.snapshot(), 0);
-    let mut quiet = false;
     loop {
         second.tick().await;
         let blobs = metrics.uplink.blobs.load(Ordering::Relaxed);
         let now = (metrics.snapshot(), blobs);
-        let line = difference(&before, &now);
-        // One line tells that nothing happens; more would not tell more.
-        if now != before || !quiet {
-            println!("{line}");
-        }
-        quiet =
-            now.0.value(Count::Received) == before.0.value(Count::Received) && now.1 == before.1;
+        print(&difference(&before, &now))?;
         before = now;
     }
 }
@@ -85,7 +84,7 @@ fn difference(before: &(Snapshot, u64), now: &(Snapshot, u64)) -> String {
     let more = |count| now.0.value(count) - before.0.value(count);
     let failed = more(Count::Rejected) + more(Count::Refused) + more(Count::Aborted);
     format!(
-        "in: {} requests ({failed} not accepted), {} records, {} | out: {} of rows, {} blobs | resident {}",
+        "in: {} requests ({failed} not accepted), {} records, {} | out: {} of rows, {} blobs | resident {}\n",
         more(Count::Received),
         more(Count::Records),
         read(more(Count::BytesReceived)),
