@@ -42,7 +42,7 @@ pub enum Fatal {
     },
 
     #[error(
-        "the kernel refuses io_uring ({source}); weir needs Linux 5.19 or later, the sysctl \
+        "the kernel refuses io_uring ({source}); weir needs Linux 6.0 or later, the sysctl \
          kernel.io_uring_disabled at 0, and in a container a seccomp profile that allows \
          io_uring_setup, io_uring_enter and io_uring_register"
     )]

@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use support::{Client, Weir, chunked_request, records, request, rows, unwrap_row};
+use support::{Client, Weir, chunked_request, noise, records, request, rows, unwrap_row};
 
 fn compact(text: &str) -> String {
     serde_json::from_str::<serde_json::Value>(text)
@@ -360,10 +360,7 @@ fn a_blob_appears_at_max_age_without_a_shutdown() {
     let weir = Weir::start("");
     weir.connect().post("/x", b"{\"a\":1}");
     let directory = weir.directory.path().join("out/Telemetry/Events");
-    let deadline = std::time::Instant::now() + support::PATIENCE;
-    while weir.metric("weir_blobs_total") == 0 {
-        assert!(std::time::Instant::now() < deadline, "no blob came");
-    }
+    weir.wait_for_metric("weir_blobs_total 1");
     assert_eq!(records(&rows(&directory)), ["{\"a\":1}"]);
 }
 
@@ -374,14 +371,12 @@ fn a_full_upload_buffer_makes_a_blob_and_rows_cross_from_one_to_the_next_whole()
     );
     let mut client = weir.connect();
     let mut sent = Vec::new();
-    let mut state = 1_u64;
+    let mut noise = noise();
     for index in 0..60 {
         let mut body = String::new();
         for line in 0..400 {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            let record = format!("{{\"i\":{index},\"l\":{line},\"r\":\"{state:x}\"}}");
+            let number = noise.next().unwrap();
+            let record = format!("{{\"i\":{index},\"l\":{line},\"r\":\"{number:x}\"}}");
             body.push_str(&record);
             body.push('\n');
             sent.push(record);
@@ -408,16 +403,14 @@ fn without_a_free_upload_buffer_requests_are_refused_and_later_taken_again() {
     let mut client = weir.connect();
     let mut accepted = Vec::new();
     let mut refused = 0;
-    let mut state = 1_u64;
+    let mut noise = noise();
     for index in 0..400 {
-        let mut noise = String::new();
+        let mut pad = String::new();
         for _ in 0..1_000 {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            noise.push_str(&format!("{state:x}"));
+            let number = noise.next().unwrap();
+            pad.push_str(&format!("{number:x}"));
         }
-        let record = format!("{{\"i\":{index},\"noise\":\"{noise}\"}}");
+        let record = format!("{{\"i\":{index},\"pad\":\"{pad}\"}}");
         let reply = client.post("/x", record.as_bytes());
         match reply.status {
             201 => accepted.push(record),
@@ -462,16 +455,7 @@ fn without_a_free_slab_a_request_waits_and_then_is_refused() {
     // The first sender holds the only small slab in mid-head.
     let mut holder = weir.connect();
     holder.send(b"POST / HTTP/1.1\r\n");
-    let deadline = std::time::Instant::now() + support::PATIENCE;
-    while !weir
-        .metrics()
-        .contains("weir_slabs{size=\"16384\",state=\"in_kernel\"} 1")
-    {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "the slab was never taken"
-        );
-    }
+    weir.wait_for_metric("weir_slabs{size=\"16384\",state=\"in_kernel\"} 1");
     let mut waiter = weir.connect();
     waiter.send(&request("/x", b"{}"));
     let reply = waiter.reply();
@@ -520,20 +504,12 @@ fn a_drain_finishes_the_request_in_flight_and_refuses_new_connections() {
     let idle = weir.connect();
     let mut busy = weir.connect();
     busy.send(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 7\r\n\r\n{\"a\"");
-    let deadline = std::time::Instant::now() + support::PATIENCE;
-    while !weir
-        .metrics()
-        .contains("weir_slabs{size=\"16384\",state=\"in_kernel\"} 1")
-    {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "the request never began"
-        );
-    }
+    weir.wait_for_metric("weir_slabs{size=\"16384\",state=\"in_kernel\"} 1");
     let address = weir.address;
     let admin = weir.admin;
     let stopping = std::thread::spawn(move || weir.stop());
     // The listener is gone once the node drains.
+    let deadline = std::time::Instant::now() + support::PATIENCE;
     while std::net::TcpStream::connect(address).is_ok() {
         assert!(std::time::Instant::now() < deadline, "it still accepts");
     }

@@ -4,11 +4,9 @@
 
 mod support;
 
-use std::io::Read;
-
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
-use support::{Weir, base_config, command, free_address};
+use support::{Weir, base_config, free_address, run_to_its_end};
 
 #[test]
 fn slabs_that_cannot_be_registered_are_used_unregistered_unless_required() {
@@ -42,15 +40,8 @@ fn slabs_that_cannot_be_registered_are_used_unregistered_unless_required() {
         "{}[slabs]\nregistered = \"require\"\n",
         base_config(free_address())
     );
-    let mut child = command(directory.path(), &required).spawn().unwrap();
-    let mut stderr = String::new();
-    child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut stderr)
-        .unwrap();
-    assert!(child.wait().unwrap().code().is_some_and(|code| code != 0));
+    let (code, stderr) = run_to_its_end(directory.path(), &required);
+    assert!(code.is_some_and(|code| code != 0));
     assert!(
         stderr.lines().last().unwrap().contains("memlock"),
         "{stderr}"

@@ -3,22 +3,8 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::Read;
 
-use support::{Weir, base_config, command, free_address};
-
-/// Runs weir until it ends by itself; its exit code and what it said.
-fn run_to_its_end(directory: &std::path::Path, config: &str) -> (Option<i32>, String) {
-    let mut child = command(directory, config).spawn().unwrap();
-    let mut stderr = String::new();
-    child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut stderr)
-        .unwrap();
-    (child.wait().unwrap().code(), stderr)
-}
+use support::{Weir, base_config, free_address, run_to_its_end};
 
 fn last_line(text: &str) -> &str {
     text.lines().last().unwrap_or_default()

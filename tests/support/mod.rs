@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a test waits for an answer before it calls it a hang.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -111,6 +111,14 @@ impl Weir {
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
+    /// Reads the metrics until one line is `line`.
+    pub fn wait_for_metric(&self, line: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.metrics().lines().any(|found| found == line) {
+            assert!(Instant::now() < deadline, "{line:?} never came");
+        }
+    }
+
     pub fn metrics(&self) -> String {
         self.admin_get("/metrics").1
     }
@@ -159,6 +167,26 @@ pub fn command(directory: &Path, config: &str) -> Command {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command
+}
+
+/// Runs a weir that ends by itself; its exit code and what it said.
+pub fn run_to_its_end(directory: &Path, config: &str) -> (Option<i32>, String) {
+    let mut child = command(directory, config).spawn().unwrap();
+    let mut stderr = String::new();
+    let mut pipe = child.stderr.take().unwrap();
+    pipe.read_to_string(&mut stderr).unwrap();
+    (child.wait().unwrap().code(), stderr)
+}
+
+/// Numbers without a pattern, the same at every run (a linear congruential generator, Knuth's constants).
+pub fn noise() -> impl Iterator<Item = u64> {
+    std::iter::successors(Some(1_u64), |state| {
+        Some(
+            state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407),
+        )
+    })
 }
 
 /// A weir that has ended.
