@@ -531,6 +531,7 @@ fn a_drain_cuts_who_stalls_and_delivers_what_was_accepted() {
     );
     let mut stalled = weir.connect();
     stalled.send(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 7\r\n\r\n{\"a\"");
+    weir.wait_for_metric("weir_slabs{size=\"16384\",state=\"in_kernel\"} 1");
     assert_eq!(weir.connect().post("/x", b"{\"b\":1}").status, 201);
     let stopped = weir.stop();
     assert!(
