@@ -10,7 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio_uring::net::TcpStream;
@@ -29,10 +29,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 ///
 /// Port 0 picks a free port, the same for all of them.
 pub fn bind(address: SocketAddr, core_count: usize) -> Result<Vec<TcpListener>, Fatal> {
-    let fault = |source: io::Error| match source.kind() {
-        io::ErrorKind::AddrInUse => Fatal::PortTaken { address },
-        _ => Fatal::Bind { address, source },
-    };
+    let fault = |source| Fatal::binding(address, source);
     // SO_REUSEPORT would let a second weir share the port in silence, so the port is first claimed without it.
     let claim = socket(address).map_err(fault)?;
     claim.bind(&address.into()).map_err(fault)?;
@@ -73,6 +70,8 @@ pub struct Connections {
     free: RefCell<Vec<usize>>,
     open_count: Cell<usize>,
     queue: WaitQueue,
+    /// Woken whenever a connection ends; the drain waits here.
+    ended: WaitQueue,
 }
 
 struct Open {
@@ -94,11 +93,18 @@ impl Connections {
             free: RefCell::new((0..connections_max).rev().collect()),
             open_count: Cell::new(0),
             queue: WaitQueue::new(listener_count),
+            ended: WaitQueue::new(1),
         }
     }
 
     pub fn open_count(&self) -> usize {
         self.open_count.get()
+    }
+
+    /// Completes when every connection has ended; `false` where `deadline` passes first.
+    pub async fn all_ended(&self, deadline: Instant) -> bool {
+        let ended = || (self.open_count() == 0).then_some(());
+        self.ended.until(Some(deadline), ended).await.is_some()
     }
 
     /// Ends the reading side of every idle connection: its task wakes, serves what had already come, and ends.
@@ -140,7 +146,7 @@ impl Drop for Place {
         self.core
             .metrics
             .update(|update| update.set(Count::ConnectionsOpen, open_count));
-        self.core.drained.wake_one();
+        connections.ended.wake_one();
     }
 }
 

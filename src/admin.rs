@@ -48,10 +48,7 @@ struct Shared {
 
 impl Admin {
     pub fn bind(address: SocketAddr) -> Result<Admin, Fatal> {
-        let fault = |source: std::io::Error| match source.kind() {
-            std::io::ErrorKind::AddrInUse => Fatal::PortTaken { address },
-            _ => Fatal::Bind { address, source },
-        };
+        let fault = |source| Fatal::binding(address, source);
         let listener = TcpListener::bind(address).map_err(fault)?;
         listener.set_nonblocking(true).map_err(fault)?;
         let address = listener.local_addr().map_err(fault)?;
@@ -267,7 +264,11 @@ impl Page<'_> {
             "Bytes read from connections",
             value(Count::BytesReceived),
         )?;
-        self.counter("rows", "Rows put into upload buffers", value(Count::Rows))?;
+        self.counter(
+            "rows",
+            "Rows put into upload buffers",
+            value(Count::Records),
+        )?;
         self.counter(
             "row_bytes",
             "Bytes of rows before compression",

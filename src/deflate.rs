@@ -63,10 +63,6 @@ impl GzipMember {
         self.size_flushed = GZIP_HEADER_SIZE;
     }
 
-    pub fn raw_size(&self) -> u64 {
-        self.raw_size
-    }
-
     /// Bytes of the output so far; deflate may hold some back until the next flush.
     pub fn size(&self) -> usize {
         self.size

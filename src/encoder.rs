@@ -144,9 +144,7 @@ impl Encoder {
         let body = &body[..records.size];
         // A body that is small enough has no record that is too large.
         if records.size > self.record_size_max
-            && starts
-                .iter(body)
-                .any(|record| record.len() > self.record_size_max)
+            && starts.record_size_max(body) > self.record_size_max
         {
             return rejected(Reject::RecordSize);
         }

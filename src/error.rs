@@ -102,6 +102,14 @@ pub enum Fatal {
 }
 
 impl Fatal {
+    /// Why `address` could not be bound.
+    pub fn binding(address: SocketAddr, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::PortTaken { address },
+            _ => Self::Bind { address, source },
+        }
+    }
+
     /// 2 for what the configuration must change, 1 for the machine.
     /// (clap exits with 2 as well when the arguments are wrong.)
     pub fn exit_code(&self) -> u8 {

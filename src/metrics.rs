@@ -28,14 +28,12 @@ pub enum Count {
     Refused,
     /// The stream ended within the request.
     Aborted,
-    /// Records of accepted requests.
+    /// Records of accepted requests; each became one row.
     Records,
     /// Bytes read from sockets.
     BytesReceived,
     /// Bytes of rows before compression.
     RowBytes,
-    /// Rows in upload buffers.
-    Rows,
     /// Upload buffers sealed.
     BatchesSealed,
     /// Bytes of sealed upload buffers: compressed.

@@ -25,7 +25,6 @@ use crate::route::Routes;
 use crate::slab::Slabs;
 use crate::uplink::Handover;
 use crate::upload_buffer::UploadBuffers;
-use crate::wait::WaitQueue;
 
 /// How often a core looks at the ages of its upload buffers and publishes its gauges.
 const TICK: Duration = Duration::from_millis(100);
@@ -78,8 +77,6 @@ pub struct Core {
     pub routes: Routes,
     pub connections: Connections,
     pub metrics: Arc<CoreMetrics>,
-    /// Woken whenever a connection ends.
-    pub drained: WaitQueue,
     pub floor_receive: bool,
     draining: Cell<bool>,
 }
@@ -106,7 +103,6 @@ impl Core {
             update.add(Count::Received, 1);
             update.add(Count::Accepted, 1);
             update.add(Count::Records, record_count);
-            update.add(Count::Rows, record_count);
             update.add(Count::RowBytes, row_bytes);
         });
         record_count
@@ -268,7 +264,6 @@ impl Reactor {
             routes: Routes::new(config),
             connections: Connections::new(connections_max, config.listeners.len()),
             metrics: self.metrics.clone(),
-            drained: WaitQueue::new(1),
             floor_receive: self.floor_receive,
             draining: Cell::new(false),
         };
@@ -279,17 +274,15 @@ impl Reactor {
 impl Core {
     /// Completes when every connection has ended; those that take longer than `limits.drain` are cut.
     async fn connections_ended(&self) {
-        let ended = || (self.connections.open_count() == 0).then_some(());
-        let deadline = Instant::now() + self.config.limits.drain;
-        if self.drained.until(Some(deadline), ended).await.is_none() {
+        let drain = self.config.limits.drain;
+        if !self.connections.all_ended(Instant::now() + drain).await {
             tracing::warn!(
                 connections = self.connections.open_count(),
                 "cutting connections that are still open"
             );
             self.connections.cut_all();
             // Whatever they wait for in the kernel fails now; only an encoder in wait of a buffer may take longer.
-            let deadline = Instant::now() + self.config.limits.drain;
-            let _ = self.drained.until(Some(deadline), ended).await;
+            self.connections.all_ended(Instant::now() + drain).await;
         }
     }
 }

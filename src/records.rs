@@ -38,11 +38,6 @@ impl RecordStarts {
         }
     }
 
-    /// The largest body whose starts fit, in bytes.
-    pub fn body_size_max(&self) -> usize {
-        self.body_size_max
-    }
-
     /// The records of `body`, the compacted bytes of the last successful check, in order.
     ///
     /// After a failed check the bits are those of the part before the error and mean nothing.

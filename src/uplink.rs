@@ -87,7 +87,7 @@ pub struct UplinkMetrics {
 
 /// Where batches go.
 pub enum Sink {
-    Directory(Directory),
+    Directory(Arc<Directory>),
     /// Discards the blob after it was compressed.
     Null,
 }
@@ -104,7 +104,8 @@ impl Sink {
     pub fn open(config: &Config, node: &str) -> Result<Sink, crate::error::Fatal> {
         match &config.destination {
             Destination::Directory { path } => {
-                Directory::open(path, &config.tables, node).map(Sink::Directory)
+                let directory = Directory::open(path, &config.tables, node)?;
+                Ok(Sink::Directory(Arc::new(directory)))
             }
             Destination::Null => Ok(Sink::Null),
         }
@@ -119,46 +120,42 @@ impl Uplink {
                 self.handover.sealed_notify.notified().await;
                 continue;
             };
-            let batch = self.deliver(batch).await;
+            let batch = match &*self.sink {
+                Sink::Directory(directory) => self.write(directory, batch).await,
+                Sink::Null => batch,
+            };
+            self.count(&batch);
             self.handover.give_back(batch.into_buffer());
         }
     }
 
-    /// Delivers a batch, however often it takes.
-    async fn deliver(&self, batch: Batch) -> Batch {
-        if let Sink::Directory(_) = *self.sink {
-            let batch = Arc::new(batch);
-            let write = || async {
-                let (batch, sink) = (batch.clone(), self.sink.clone());
-                // File systems block; the thread pool of the runtime is where that belongs.
-                tokio::task::spawn_blocking(move || match &*sink {
-                    Sink::Directory(directory) => directory.write(&batch),
-                    Sink::Null => Ok(()),
-                })
+    /// Writes a batch, however often it takes.
+    async fn write(&self, directory: &Arc<Directory>, batch: Batch) -> Batch {
+        let batch = Arc::new(batch);
+        let write = || async {
+            let (batch, directory) = (batch.clone(), directory.clone());
+            // File systems block; the thread pool of the runtime is where that belongs.
+            tokio::task::spawn_blocking(move || directory.write(&batch))
                 .await
                 .unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
-            };
-            let backoff = ExponentialBuilder::default()
-                .with_jitter()
-                .with_min_delay(Duration::from_millis(100))
-                .with_max_delay(Duration::from_secs(10))
-                .without_max_times();
-            let outcome = write
-                .retry(backoff)
-                .notify(|error, pause| {
-                    self.metrics.failures.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(%error, ?pause, "a blob could not be written; it is kept and tried again");
-                })
-                .await;
-            assert!(
-                outcome.is_ok(),
-                "retries without a limit end only in success"
-            );
-            self.count(&batch);
-            return Arc::into_inner(batch).expect("the writer has returned its share");
-        }
-        self.count(&batch);
-        batch
+        };
+        let backoff = ExponentialBuilder::default()
+            .with_jitter()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(10))
+            .without_max_times();
+        let outcome = write
+            .retry(backoff)
+            .notify(|error, pause| {
+                self.metrics.failures.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(%error, ?pause, "a blob could not be written; it is kept and tried again");
+            })
+            .await;
+        assert!(
+            outcome.is_ok(),
+            "retries without a limit end only in success"
+        );
+        Arc::into_inner(batch).expect("the writer has returned its share")
     }
 
     fn count(&self, batch: &Batch) {
