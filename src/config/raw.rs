@@ -28,6 +28,7 @@ pub(super) struct RawConfig {
     pub listener: Key<Vec<TableOf<RawListener>>>,
     pub admin: TableOf<RawAdmin>,
     pub destination: TableOf<RawDestination>,
+    pub spool: TableOf<RawSpool>,
     pub batch: TableOf<RawBatch>,
     pub compression: TableOf<RawCompression>,
     pub response: TableOf<RawResponse>,
@@ -56,6 +57,13 @@ pub(super) struct RawDestination {
     #[serde(rename = "type")]
     pub kind: Key<String>,
     pub path: Key<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawSpool {
+    pub directory: Key<String>,
+    pub size: Key<RawSize>,
 }
 
 #[derive(Deserialize, Default)]
@@ -103,6 +111,7 @@ pub(super) struct RawLimits {
     pub wait: Key<RawDuration>,
     pub connections: Key<i64>,
     pub record: Key<RawSize>,
+    pub ack: Key<RawDuration>,
     pub drain: Key<RawDuration>,
 }
 
@@ -119,6 +128,7 @@ pub(super) struct RawRoute {
     pub database: Key<String>,
     pub table: Key<String>,
     pub envelope: Key<String>,
+    pub ack: Key<String>,
     pub default_tag: Key<String>,
 }
 

@@ -1,0 +1,95 @@
+//! Recovery: what the files of the spool's directory are, after whatever happened.
+//!
+//! Before it: [`super::disk`] lists the files.
+//! After it: [`crate::spool`] knows which are free and which hold a batch to deliver.
+//! Thread: the main thread at start; it reads a page of each file, so that a start does not take longer for what is
+//! in them. Allocates: an entry per file.
+//! Invariant: a file is only called free where its batch was delivered, or where nothing in it can have been
+//! acknowledged.
+//! Not here: the frames, which are checked when a batch's turn to be delivered comes ([`super::reader`]).
+
+use std::collections::HashMap;
+use std::io;
+
+use super::disk::{Disk, Found};
+use super::reader::SegmentReader;
+use super::segment::{BatchId, HeaderFault, SegmentHeader, is_delivered};
+use crate::limits::SEGMENT_HEADER_SIZE;
+
+/// What a file is, as far as its first page tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Never used, or used and delivered.
+    Free,
+    /// Holds a batch that is not known to be delivered.
+    Pending(SegmentHeader),
+    /// The header cannot be read, and there are frames behind it: nobody can say whose they are.
+    Damaged,
+    /// The format is another version's.
+    Version(u32),
+    /// Put aside earlier.
+    Quarantined,
+}
+
+/// The state of one file, and the highest segment id that it shows.
+pub fn state_of<D: Disk>(disk: &D, found: Found) -> io::Result<(State, u64)> {
+    if found.quarantined {
+        return Ok((State::Quarantined, 0));
+    }
+    let mut head = [0; SEGMENT_HEADER_SIZE];
+    let size = disk.read(found, &mut head, 0)?;
+    match SegmentHeader::decode(&head[..size]) {
+        Ok(header) => {
+            let id = header.segment_id;
+            if is_delivered(&head[..size], id) {
+                Ok((State::Free, id))
+            } else {
+                Ok((State::Pending(header), id))
+            }
+        }
+        Err(HeaderFault::Blank) => Ok((State::Free, 0)),
+        Err(HeaderFault::Version(version)) => Ok((State::Version(version), 0)),
+        Err(HeaderFault::Damaged) => {
+            // The header goes out with the first frame. Where no second one was begun, that write may never have been
+            // confirmed; but where the first is whole, it may have been: then nothing is thrown away.
+            let written = first_frame_id(disk, found)?.is_some();
+            Ok((if written { State::Damaged } else { State::Free }, 0))
+        }
+    }
+}
+
+/// The segment that the first frame says it belongs to, if that frame is whole.
+fn first_frame_id<D: Disk>(disk: &D, found: Found) -> io::Result<Option<u64>> {
+    use super::frame::FrameHeader;
+    let mut sector = [0; crate::limits::SECTOR_SIZE];
+    let size = disk.read(found, &mut sector, SEGMENT_HEADER_SIZE as u64)?;
+    let Some(header) = FrameHeader::decode(&sector[..size]) else {
+        return Ok(None);
+    };
+    let mut reader = SegmentReader::new(disk.clone(), found, header.segment_id);
+    Ok(reader.next_frame()?.map(|_| header.segment_id))
+}
+
+/// A batch, with every segment that holds it: more than one where a failed write made it move.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingBatch {
+    pub segments: Vec<(Found, SegmentHeader)>,
+}
+
+/// Brings together what belongs to one batch; oldest batches first.
+pub fn pending_batches(pending: Vec<(Found, SegmentHeader)>) -> Vec<PendingBatch> {
+    let mut by_batch: HashMap<BatchId, Vec<(Found, SegmentHeader)>> = HashMap::new();
+    for (found, header) in pending {
+        by_batch.entry(header.batch).or_default().push((found, header));
+    }
+    let mut batches: Vec<(BatchId, PendingBatch)> = by_batch
+        .into_iter()
+        .map(|(id, mut segments)| {
+            segments.sort_by_key(|(_, header)| std::cmp::Reverse(header.segment_id));
+            (id, PendingBatch { segments })
+        })
+        .collect();
+    // UUIDv7 sorts by time.
+    batches.sort_by_key(|(id, _)| (id.run, id.sequence, id.core));
+    batches.into_iter().map(|(_, batch)| batch).collect()
+}
