@@ -1,6 +1,9 @@
-//! Events to send: the part of the performance tool that tests of other packages use as well.
+//! The parts of the performance tool that other binaries can use: events to send, and a weir as a child process.
 //!
-//! The tool itself (client, server under test, floors) is the binary; this library has no dependencies,
-//! so that `default-features = false` costs a test build nothing.
+//! With `default-features = false` only the events are left, and no dependency.
+//! The rest of the tool (client, server under test, floors) is the binary.
 
 pub mod event;
+
+#[cfg(feature = "tool")]
+pub mod child;

@@ -33,7 +33,7 @@ const SEED: u64 = 20_261_123;
 
 #[derive(Parser)]
 #[command(version, about, args_conflicts_with_subcommands = true)]
-struct Arguments {
+struct CommandLine {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
@@ -63,7 +63,7 @@ struct ServerArguments {
 }
 
 fn main() -> ExitCode {
-    match measure(Arguments::parse()) {
+    match measure(CommandLine::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(arguments: Arguments) -> Result<()> {
+fn measure(arguments: CommandLine) -> Result<()> {
     match arguments.command {
         None => throughput::run(&arguments.throughput),
         Some(Command::Throughput(arguments)) => throughput::run(&arguments),

@@ -20,7 +20,7 @@ use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use weir_perf::event;
+use weir_perf::{child, event};
 
 /// Rounds per case. Odd, so that the median is a round that happened.
 const ROUNDS: usize = 5;
@@ -356,7 +356,7 @@ fn measure(
 /// The server must have counted as accepted exactly what the client saw answered.
 fn check_accepted(side: &Side<'_>, notes: &mut Vec<String>) -> Result<()> {
     let page = side.server.metrics()?;
-    match server::metric_sum(&page, "weir_requests", "outcome=\"accepted\"") {
+    match child::metric_sum(&page, "weir_requests", "outcome=\"accepted\"") {
         None => notes.push("no count of accepted requests in /metrics to compare with".to_owned()),
         Some(counted) => {
             let answered = side.total.succeeded() + side.warm_up_answered;
