@@ -1,9 +1,13 @@
-//! The parts of the performance tool that other binaries can use: events to send, and a weir as a child process.
+//! The parts of the performance tool that tests of other packages use as well.
 //!
-//! With `default-features = false` only the events are left, and no dependency.
-//! The rest of the tool (client, server under test, floors) is the binary.
+//! [`event`]: events to send. [`kill`], behind the feature of that name: rounds of `kill -9`, with [`child`] for the
+//! process that is killed.
+//! With `default-features = false` only the events are left, and no dependency. The rest of the tool (client, server
+//! under test, floors) is the binary.
 
 pub mod event;
 
-#[cfg(feature = "tool")]
+#[cfg(feature = "kill")]
 pub mod child;
+#[cfg(feature = "kill")]
+pub mod kill;

@@ -20,6 +20,7 @@ mod machine;
 
 mod ceiling;
 mod idle;
+mod kill_report;
 mod soak;
 mod throughput;
 
@@ -48,6 +49,8 @@ enum Command {
     Soak(soak::Arguments),
     /// Resident memory of idle kept-alive connections
     Idle(idle::Arguments),
+    /// Kills weir again and again, and looks whether anything acknowledged was lost
+    Kill(kill_report::Arguments),
     /// What the client alone can do here, against a stand-in that answers at once
     Ceiling(ceiling::Arguments),
 }
@@ -78,6 +81,7 @@ fn measure(arguments: CommandLine) -> Result<()> {
         Some(Command::Throughput(arguments)) => throughput::run(&arguments),
         Some(Command::Soak(arguments)) => soak::run(&arguments),
         Some(Command::Idle(arguments)) => idle::run(&arguments),
+        Some(Command::Kill(arguments)) => kill_report::run(&arguments),
         Some(Command::Ceiling(arguments)) => ceiling::run(&arguments),
     }
 }
