@@ -167,12 +167,15 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&Round)) -> Result<Report> {
 impl Rounds<'_> {
     fn round(&mut self, number: u32) -> Result<Round> {
         let cores = 1 + self.random.below(2);
+        // Batches that age seals soon, and batches that only a full buffer or segment does.
+        let max_age = ["50ms", "1h"][self.random.below(2) as usize];
         let is_last = number + 1 == self.plan.rounds;
         // The last one leaves something for the weir that concludes.
         let wants_obstruction = is_last || number % OBSTRUCTED_PERIOD >= OBSTRUCTED_FROM;
         let moment = self.moment(is_last);
         // Nobody reads the admin pages of these rounds.
-        self.configure(cores, SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let admin = SocketAddr::from(([127, 0, 0, 1], 0));
+        self.configure(cores, max_age, admin)?;
 
         let started_at = Instant::now();
         let mut weir = Weir::spawn(&self.plan.weir, &self.plan.directory, &[])?;
@@ -266,7 +269,7 @@ impl Rounds<'_> {
     /// The last weir: delivers what is left, works as ever, accounts for itself and stops. Then the blobs are judged.
     fn conclude(mut self, rounds: Vec<Round>) -> Result<Report> {
         let admin = free_address()?;
-        self.configure(1, admin)?;
+        self.configure(1, "50ms", admin)?;
         let started_at = Instant::now();
         let mut weir = Weir::spawn(&self.plan.weir, &self.plan.directory, &[])?;
         let address = weir.listening(START_TIMEOUT)?;
@@ -346,11 +349,11 @@ impl Rounds<'_> {
         self.plan.directory.join("out")
     }
 
-    fn configure(&self, cores: u64, admin: SocketAddr) -> Result<()> {
+    fn configure(&self, cores: u64, max_age: &str, admin: SocketAddr) -> Result<()> {
         let mut text = format!(
             "cores = {cores}\n\n[[listener]]\naddress = \"127.0.0.1:0\"\n\n[admin]\naddress = \"{admin}\"\n\n\
              [destination]\ntype = \"directory\"\npath = \"out\"\n\n\
-             [spool]\ndirectory = \"spool\"\nsize = {}\n\n[batch]\nmax_age = \"50ms\"\n\n\
+             [spool]\ndirectory = \"spool\"\nsize = {}\n\n[batch]\nmax_age = \"{max_age}\"\n\n\
              [upload]\nbuffer_count = 4\nbuffer_size = \"128KiB\"\n\n\
              [limits]\nrecord = {RECORD_SIZE_MAX}\nconnections = 64\n\n\
              [slabs]\nclasses = [\n  {{ size = \"16KiB\", count = 16 }},\n  {{ size = \"128KiB\", count = 8 }},\n  \

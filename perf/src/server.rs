@@ -6,32 +6,84 @@
 //! Invariant: its directory is its own, and gone when the value is.
 //! Not here: the child itself ([`weir_perf::child`]), and what the server does with events.
 
+use crate::ServerArguments;
 use crate::cpu::{self, CpuPlan};
 use crate::process::{self, Sample};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
-use weir_perf::child::{Weir, free_address};
+use weir_perf::child::{Weir, free_address, metric_sum};
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a success answer promises; a route's `ack`.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Ack {
+    /// The rows are in memory: what receiving, checking and compressing cost
+    Memory,
+    /// The rows are in the spool, and synced
+    Durable,
+}
+
+impl Ack {
+    pub fn name(self) -> &'static str {
+        match self {
+            Ack::Memory => "memory",
+            Ack::Durable => "durable",
+        }
+    }
+}
+
+/// Where the server's batches go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Destination {
+    /// Discarded after compression
+    Null,
+    /// Written below the server's temporary directory, which must have the space
+    Directory,
+}
 
 /// What a case may change about the server.
 #[derive(Clone)]
 pub struct ServerOptions {
     pub level: u8,
+    pub ack: Ack,
+    pub destination: Destination,
+    /// `spool.size`.
+    pub spool_size: String,
+    /// Where the spool's directory is made; beside the server's configuration unless said.
+    pub spool_parent: Option<PathBuf>,
     /// Receive each body and answer without looking at it: floor A.
     pub floor_receive: bool,
     /// `limits.connections`, where the default is too small.
     pub connections_max: Option<usize>,
 }
 
+impl ServerOptions {
+    /// As the command line says.
+    pub fn new(arguments: &ServerArguments, ack: Ack) -> Self {
+        ServerOptions {
+            level: arguments.level,
+            ack,
+            destination: arguments.destination,
+            spool_size: arguments.spool_size.clone(),
+            spool_parent: arguments.spool_directory.clone(),
+            floor_receive: false,
+            connections_max: None,
+        }
+    }
+}
+
 pub struct Server {
     weir: Weir,
     address: SocketAddr,
     admin: SocketAddr,
+    /// Holds the spool. Dropped after the process that has it locked.
+    spool: TempDir,
     /// Holds the configuration and the log.
     _directory: TempDir,
 }
@@ -39,14 +91,22 @@ pub struct Server {
 impl Server {
     /// Starts `weir`, and returns once it accepts connections.
     pub fn start(weir: &Path, cpus: CpuPlan, options: &ServerOptions) -> Result<Server> {
-        let directory = tempfile::Builder::new()
-            .prefix("weir-perf-")
-            .tempdir()
-            .context("a temporary directory")?;
+        let prefix = || {
+            let mut builder = tempfile::Builder::new();
+            builder.prefix("weir-perf-");
+            builder
+        };
+        let directory = prefix().tempdir().context("a temporary directory")?;
+        let spool_parent = options.spool_parent.as_deref();
+        let spool = prefix()
+            .tempdir_in(spool_parent.unwrap_or(directory.path()))
+            .context("a temporary directory for the spool")?;
         let admin = free_address()?;
+        // It is put between quotes below.
+        let spool_path = fs::canonicalize(spool.path()).context("the spool's directory")?;
         fs::write(
             directory.path().join("weir.toml"),
-            config_text(admin, options),
+            config_text(admin, &spool_path, options),
         )
         .context("writing the configuration")?;
         let more: &[&str] = if options.floor_receive {
@@ -64,12 +124,18 @@ impl Server {
             weir,
             address,
             admin,
+            spool,
             _directory: directory,
         })
     }
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The directory of the spool; its file system is the one that commits are written to.
+    pub fn spool(&self) -> &Path {
+        self.spool.path()
     }
 
     /// Memory and CPU time now. An error if the server has ended.
@@ -112,7 +178,12 @@ pub fn binary_path(named: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
-fn config_text(admin: SocketAddr, options: &ServerOptions) -> String {
+fn config_text(admin: SocketAddr, spool: &Path, options: &ServerOptions) -> String {
+    let destination = match options.destination {
+        Destination::Null => "type = \"null\"",
+        Destination::Directory => "type = \"directory\"\npath = \"out\"",
+    };
+    let ack = options.ack.name();
     let mut text = format!(
         r#"cores = 1
 
@@ -123,7 +194,11 @@ address = "127.0.0.1:0"
 address = "{admin}"
 
 [destination]
-type = "null"
+{destination}
+
+[spool]
+directory = {:?}
+size = {:?}
 
 [compression]
 level = {}
@@ -132,7 +207,10 @@ level = {}
 path = "/*"
 database = "Telemetry"
 table = "Events"
+ack = "{ack}"
 "#,
+        spool.display().to_string(),
+        options.spool_size,
         options.level
     );
     if let Some(connections) = options.connections_max {
@@ -141,36 +219,108 @@ table = "Events"
     text
 }
 
+/// What a server says of its commits, since its start or between two pages.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Commits {
+    pub count: f64,
+    pub bytes: f64,
+    /// All commits together, each from its begin to the return of its sync.
+    pub microseconds: f64,
+}
+
+impl Commits {
+    /// Since the server's start. An error if the page has none of them, or if one has failed.
+    pub fn of(page: &str) -> Result<Commits> {
+        let value = |name: &str| {
+            metric_sum(page, name, "").with_context(|| format!("no {name} in /metrics"))
+        };
+        ensure!(
+            value("weir_commit_failures")? == 0.0,
+            "a commit of the server failed: its disk is not one to measure"
+        );
+        Ok(Commits {
+            count: value("weir_commits")?,
+            bytes: value("weir_commit_bytes")?,
+            microseconds: value("weir_commit_microseconds")?,
+        })
+    }
+
+    pub fn since(self, earlier: Commits) -> Commits {
+        Commits {
+            count: self.count - earlier.count,
+            bytes: self.bytes - earlier.bytes,
+            microseconds: self.microseconds - earlier.microseconds,
+        }
+    }
+
+    pub fn mean_us(&self) -> f64 {
+        self.microseconds / self.count
+    }
+
+    pub fn mean_bytes(&self) -> f64 {
+        self.bytes / self.count
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const OPTIONS: ServerOptions = ServerOptions {
-        level: 2,
-        floor_receive: false,
-        connections_max: None,
-    };
+    fn options(ack: Ack) -> ServerOptions {
+        ServerOptions {
+            level: 2,
+            ack,
+            destination: Destination::Null,
+            spool_size: "256MiB".to_owned(),
+            spool_parent: None,
+            floor_receive: false,
+            connections_max: None,
+        }
+    }
 
     #[test]
     fn the_configuration_is_what_the_floors_are_compared_with() {
         let admin = "127.0.0.1:4711".parse().expect("an address");
-        let text = config_text(admin, &OPTIONS);
+        let spool = Path::new("/a \"b\"");
+        let text = config_text(admin, spool, &options(Ack::Memory));
         for part in [
             "cores = 1\n",
             "address = \"127.0.0.1:0\"\n",
             "[admin]\naddress = \"127.0.0.1:4711\"\n",
-            "type = \"null\"\n",
+            "[destination]\ntype = \"null\"\n",
+            "[spool]\ndirectory = \"/a \\\"b\\\"\"\nsize = \"256MiB\"\n",
             "level = 2\n",
-            "path = \"/*\"\ndatabase = \"Telemetry\"\ntable = \"Events\"\n",
+            "path = \"/*\"\ndatabase = \"Telemetry\"\ntable = \"Events\"\nack = \"memory\"\n",
         ] {
             assert!(text.contains(part), "{part}");
         }
         assert!(!text.contains("[limits]"));
-        let options = ServerOptions {
+        let other = ServerOptions {
             connections_max: Some(10_100),
-            ..OPTIONS
+            destination: Destination::Directory,
+            ..options(Ack::Durable)
         };
-        assert!(config_text(admin, &options).ends_with("[limits]\nconnections = 10100\n"));
+        let text = config_text(admin, spool, &other);
+        assert!(text.contains("type = \"directory\"\npath = \"out\"\n"));
+        assert!(text.ends_with("ack = \"durable\"\n\n[limits]\nconnections = 10100\n"));
+    }
+
+    #[test]
+    fn commits_are_read_and_a_failed_one_is_refused() {
+        let page = |count: u64, failures: u64| {
+            format!(
+                "weir_commits_total {count}\nweir_commit_bytes_total {}\n\
+                 weir_commit_microseconds_total {}\nweir_commit_failures_total {failures}\n",
+                count * 1_024,
+                count * 300
+            )
+        };
+        let earlier = Commits::of(&page(10, 0)).expect("all there");
+        let commits = Commits::of(&page(30, 0)).expect("all there").since(earlier);
+        assert_eq!(commits.count, 20.0);
+        assert_eq!((commits.mean_us(), commits.mean_bytes()), (300.0, 1_024.0));
+        assert!(Commits::of(&page(10, 1)).is_err());
+        assert!(Commits::of("").is_err());
     }
 
     #[test]
@@ -191,7 +341,7 @@ mod tests {
         };
         let error = std::thread::spawn(move || {
             let cpus = CpuPlan::choose().expect("a CPU");
-            Server::start(program, cpus, &OPTIONS)
+            Server::start(program, cpus, &options(Ack::Memory))
                 .err()
                 .map(|error| error.to_string())
         })
