@@ -45,8 +45,8 @@ pub const REACTOR_RUNTIME_SIZE: usize = 512 * KIB;
 pub const CONTROL_SIZE: usize = 16 * MIB;
 
 /// What the uplink holds for the one batch of each core that it delivers at a time: a thread for
-/// the file system, names, handles. The bytes themselves are in the core's upload buffer.
-pub const UPLINK_TRANSFER_SIZE: usize = 256 * KIB;
+/// the file system, names, handles, and a window on its segment where it is no longer in memory.
+pub const UPLINK_TRANSFER_SIZE: usize = 256 * KIB + FRAME_BUFFER_SIZE;
 
 // --- the listener and its connections ---------------------------------------------------------
 
@@ -243,6 +243,10 @@ pub const SEGMENT_COUNT_MIN: usize = 2;
 
 /// What the process remembers of each segment while its batch waits for delivery.
 pub const SEGMENT_STATE_SIZE: usize = 256;
+
+/// What a core remembers of each batch whose delivery somebody may wait for: an entry in the queue
+/// that reports it, and one in the order of the table's batches.
+pub const REPORT_STATE_SIZE: usize = 64;
 
 // --- times and sums ---------------------------------------------------------------------------
 

@@ -151,17 +151,17 @@ impl Node {
         let (ready_sender, ready_receiver) = mpsc::channel();
         let (end_sender, ended) = mpsc::channel();
         let mut reactors = Vec::with_capacity(core_count);
-        let handovers: Arc<Vec<Arc<Handover>>> = Arc::new(
-            (0..core_count)
-                .map(|_| Arc::new(Handover::new(config.upload.buffer_count, segments.clone())))
-                .collect(),
-        );
+        let handover = || {
+            let reported_max = config.reported_max();
+            let buffer_count = config.upload.buffer_count;
+            Arc::new(Handover::new(buffer_count, reported_max, segments.clone()))
+        };
+        let handovers: Arc<Vec<_>> = Arc::new((0..core_count).map(|_| handover()).collect());
         for (index, listeners) in sockets.into_iter().enumerate() {
             runtime.spawn(
                 Uplink {
                     core_index: index,
                     handovers: handovers.clone(),
-                    run,
                     spool: spool.clone(),
                     sink: sink.clone(),
                     metrics: metrics.uplink.clone(),
@@ -301,7 +301,10 @@ async fn recover<D: Disk>(
 ) {
     let batch_count = pending.len();
     if batch_count > 0 {
-        tracing::info!(batches = batch_count, "an earlier run left batches in the spool");
+        tracing::info!(
+            batches = batch_count,
+            "an earlier run left batches in the spool"
+        );
     }
     let tables = Arc::new(tables);
     let mut row_count = 0;
@@ -327,7 +330,11 @@ async fn recover<D: Disk>(
         row_count += recovered.await.unwrap_or(0);
     }
     if batch_count > 0 {
-        tracing::info!(batches = batch_count, rows = row_count, "the spool is recovered, and is being delivered");
+        tracing::info!(
+            batches = batch_count,
+            rows = row_count,
+            "the spool is recovered, and is being delivered"
+        );
     }
 }
 

@@ -22,9 +22,9 @@ pub mod segment;
 
 use std::collections::{HashSet, VecDeque};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::Arc;
 
 use crossbeam_queue::ArrayQueue;
 use tokio::sync::Notify;
@@ -70,11 +70,6 @@ impl Segments {
     /// Segments that fit in `spool.size`.
     pub fn count(&self) -> usize {
         self.count
-    }
-
-    /// The most batches that can be in the spool, those of an earlier configuration included.
-    pub fn capacity(&self) -> usize {
-        self.backlog.capacity()
     }
 
     /// Bytes of each segment.
@@ -366,7 +361,8 @@ impl<D: Disk> Spool<D> {
             // Of another configuration.
             return self.disk.remove(slot);
         }
-        self.disk.overwrite(slot, &delivery_mark(spooled.segment_id), 0)?;
+        self.disk
+            .overwrite(slot, &delivery_mark(spooled.segment_id), 0)?;
         self.free.lock().expect("no holder panics").push_back(slot);
         self.segments.unclaim(1);
         self.segments.ready_wanted.notify_one();
@@ -374,7 +370,11 @@ impl<D: Disk> Spool<D> {
     }
 
     /// Reads what an earlier run left of a batch; `None` where no row of it is whole.
-    pub fn recover(&self, pending: &PendingBatch, tables: &[Table]) -> std::io::Result<Option<Batch>> {
+    pub fn recover(
+        &self,
+        pending: &PendingBatch,
+        tables: &[Table],
+    ) -> std::io::Result<Option<Batch>> {
         let mut best: Option<(Found, &SegmentHeader, reader::Contents)> = None;
         let mut rest = Vec::new();
         for (found, header) in &pending.segments {
@@ -385,7 +385,8 @@ impl<D: Disk> Spool<D> {
                 .as_ref()
                 .is_none_or(|(_, _, best)| best.totals.row_count < contents.totals.row_count);
             let worse = if better {
-                best.replace((*found, header, contents)).map(|(found, ..)| found.slot)
+                best.replace((*found, header, contents))
+                    .map(|(found, ..)| found.slot)
             } else {
                 Some(found.slot)
             };
@@ -402,7 +403,9 @@ impl<D: Disk> Spool<D> {
             self.try_retire(&spooled)?;
             return Ok(None);
         }
-        self.metrics.batches_recovered.fetch_add(1, Ordering::Relaxed);
+        self.metrics
+            .batches_recovered
+            .fetch_add(1, Ordering::Relaxed);
         self.metrics
             .rows_recovered
             .fetch_add(contents.totals.row_count, Ordering::Relaxed);
@@ -416,6 +419,7 @@ impl<D: Disk> Spool<D> {
             totals: contents.totals,
             memory: None,
             spooled: Some(spooled),
+            reported: false,
             awaited: false,
             position_end: 0,
         }))

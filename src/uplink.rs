@@ -61,13 +61,13 @@ pub enum Returned {
 }
 
 impl Handover {
-    /// Queues for a core with `buffer_count` upload buffers: neither can overflow.
-    pub fn new(buffer_count: usize, segments: Option<Arc<Segments>>) -> Self {
-        let batch_count_max = buffer_count + segments.as_ref().map_or(0, |s| s.capacity());
+    /// Queues for a core with `buffer_count` upload buffers, which wants to hear of up to `reported_max` deliveries
+    /// besides those of batches in memory: neither can overflow.
+    pub fn new(buffer_count: usize, reported_max: usize, segments: Option<Arc<Segments>>) -> Self {
         Handover {
             sealed: ArrayQueue::new(buffer_count),
             sealed_notify: Notify::new(),
-            returned: ArrayQueue::new(buffer_count + batch_count_max),
+            returned: ArrayQueue::new(2 * buffer_count + reported_max),
             returned_notify: Notify::new(),
             segments,
         }
@@ -187,7 +187,6 @@ pub struct Uplink<D> {
     pub core_index: usize,
     /// Of all cores: a batch from the backlog is reported to the one it came from.
     pub handovers: Arc<Vec<Arc<Handover>>>,
-    pub run: uuid::Uuid,
     pub spool: Option<Arc<Spool<D>>>,
     pub sink: Arc<Sink>,
     pub metrics: Arc<UplinkMetrics>,
@@ -322,7 +321,7 @@ impl<D: Disk> Uplink<D> {
     async fn settle(self: &Arc<Self>, mut batch: Batch) {
         self.count(&batch);
         let handover = &self.handovers[batch.id.core as usize % self.handovers.len()];
-        if batch.id.run == self.run {
+        if batch.reported {
             handover.delivered(Delivered {
                 table_index: batch.table_index,
                 position_end: batch.position_end,

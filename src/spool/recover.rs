@@ -80,7 +80,10 @@ pub struct PendingBatch {
 pub fn pending_batches(pending: Vec<(Found, SegmentHeader)>) -> Vec<PendingBatch> {
     let mut by_batch: HashMap<BatchId, Vec<(Found, SegmentHeader)>> = HashMap::new();
     for (found, header) in pending {
-        by_batch.entry(header.batch).or_default().push((found, header));
+        by_batch
+            .entry(header.batch)
+            .or_default()
+            .push((found, header));
     }
     let mut batches: Vec<(BatchId, PendingBatch)> = by_batch
         .into_iter()

@@ -383,7 +383,12 @@ mod tests {
         let segment_size = segment_size(4 * FRAME_PAYLOAD_SIZE_MAX) as u64;
         let member = vec![7; 4 * FRAME_PAYLOAD_SIZE_MAX];
         let mut buffer = vec![0; crate::limits::FRAME_BUFFER_SIZE];
-        for step in [1_000, FRAME_PAYLOAD_SIZE_MAX - 1, FRAME_PAYLOAD_SIZE_MAX, member.len()] {
+        for step in [
+            1_000,
+            FRAME_PAYLOAD_SIZE_MAX - 1,
+            FRAME_PAYLOAD_SIZE_MAX,
+            member.len(),
+        ] {
             let mut cursor = SegmentCursor::new(1, segment_size);
             let mut frame_count = 0;
             let mut end = 0;
