@@ -375,7 +375,7 @@ impl<D: Disk> Spool<D> {
         pending: &PendingBatch,
         tables: &[Table],
     ) -> std::io::Result<Option<Batch>> {
-        let mut best: Option<(Found, &SegmentHeader, reader::Contents)> = None;
+        let mut best: Option<(Found, &SegmentHeader<'_>, reader::Contents)> = None;
         let mut rest = Vec::new();
         for (found, header) in &pending.segments {
             let reader = SegmentReader::new(self.disk.clone(), *found, header.segment_id);
@@ -463,17 +463,18 @@ impl<D: Disk> Spool<D> {
 }
 
 /// The configured tables, and those of `pending` that are not among them.
-fn tables_with(configured: &[Table], pending: &[(Found, SegmentHeader)]) -> Vec<Table> {
+fn tables_with(configured: &[Table], pending: &[(Found, SegmentHeader<'_>)]) -> Vec<Table> {
     let mut tables = configured.to_vec();
     let mut known: HashSet<(String, String)> = tables
         .iter()
         .map(|table| (table.database.clone(), table.table.clone()))
         .collect();
     for (_, header) in pending {
-        if known.insert((header.database.clone(), header.table.clone())) {
+        let names = (header.database.to_string(), header.table.to_string());
+        if known.insert(names.clone()) {
             tables.push(Table {
-                database: header.database.clone(),
-                table: header.table.clone(),
+                database: names.0,
+                table: names.1,
                 spooled: true,
                 delivered: false,
             });

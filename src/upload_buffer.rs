@@ -138,7 +138,11 @@ impl UploadBuffers {
             // One request encodes at a time, so at most one waits here.
             queue: WaitQueue::new(1),
             dirty: Bell::default(),
-            acks: Acks::new(&config.tables, config.limits.connections, config.reported_max() + buffer_count),
+            acks: Acks::new(
+                &config.tables,
+                config.limits.connections,
+                config.reported_max() + buffer_count,
+            ),
             segments,
             handover,
             metrics,

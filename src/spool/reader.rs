@@ -103,7 +103,7 @@ impl<D: Disk> SegmentReader<D> {
     }
 
     /// Reads to the end, and tells what is there.
-    pub fn contents(mut self, segment: &SegmentHeader) -> io::Result<Contents> {
+    pub fn contents(mut self, segment: &SegmentHeader<'_>) -> io::Result<Contents> {
         let mut totals = Totals::default();
         let mut frame_count = 0;
         while let Some((header, _)) = self.next_frame()? {
@@ -120,7 +120,7 @@ impl<D: Disk> SegmentReader<D> {
     }
 
     /// What is behind the last good frame, whose totals were `totals`.
-    fn tail(&mut self, totals: Totals, segment: &SegmentHeader) -> io::Result<Tail> {
+    fn tail(&mut self, totals: Totals, segment: &SegmentHeader<'_>) -> io::Result<Tail> {
         let (segment_id, index_next) = (self.segment_id, self.index_next);
         let damaged = self.header_at_next()?;
         let mut row_count_max = damaged.map(|header| header.totals.row_count);

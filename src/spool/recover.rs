@@ -22,7 +22,7 @@ pub enum State {
     /// Never used, or used and delivered.
     Free,
     /// Holds a batch that is not known to be delivered.
-    Pending(SegmentHeader),
+    Pending(SegmentHeader<'static>),
     /// The header cannot be read, and there are frames behind it: nobody can say whose they are.
     Damaged,
     /// The format is another version's.
@@ -73,12 +73,12 @@ fn first_frame_id<D: Disk>(disk: &D, found: Found) -> io::Result<Option<u64>> {
 /// A batch, with every segment that holds it: more than one where a failed write made it move.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PendingBatch {
-    pub segments: Vec<(Found, SegmentHeader)>,
+    pub segments: Vec<(Found, SegmentHeader<'static>)>,
 }
 
 /// Brings together what belongs to one batch; oldest batches first.
-pub fn pending_batches(pending: Vec<(Found, SegmentHeader)>) -> Vec<PendingBatch> {
-    let mut by_batch: HashMap<BatchId, Vec<(Found, SegmentHeader)>> = HashMap::new();
+pub fn pending_batches(pending: Vec<(Found, SegmentHeader<'static>)>) -> Vec<PendingBatch> {
+    let mut by_batch: HashMap<BatchId, Vec<(Found, SegmentHeader<'static>)>> = HashMap::new();
     for (found, header) in pending {
         by_batch
             .entry(header.batch)

@@ -5,6 +5,8 @@
 //! Allocates: never, but where a write failed.
 //! Invariant: the bytes of a member up to its last flush do not change any more, so a frame is made from where they lie.
 
+use std::borrow::Cow;
+
 use super::batch::UploadBuffer;
 use super::filling::OnDisk;
 use super::{Pool, UploadBuffers};
@@ -74,8 +76,8 @@ impl UploadBuffers {
                 segment_id: on_disk.cursor.segment_id(),
                 segment_size: segments.segment_size(),
                 batch: self.batch_id(filling.sequence),
-                database: table.database.clone(),
-                table: table.table.clone(),
+                database: Cow::Borrowed(&table.database),
+                table: Cow::Borrowed(&table.table),
             }
         };
         let member = &filling.buffer.memory[..member_size];
