@@ -126,7 +126,7 @@ impl Node {
                     spool,
                     pending,
                     tables,
-                } = Spool::open(disk, &config)?;
+                } = Spool::open(disk, &config, run)?;
                 (Some(spool), pending, tables)
             }
             None => (None, VecDeque::new(), config.tables.clone()),

@@ -33,7 +33,6 @@ use crate::deflate::MEMBER_END_SIZE;
 use crate::error::Refusal;
 use crate::limits::{STAGING_SIZE, deflate_size_max, row_size_max, upload_buffer_size_min};
 use crate::metrics::{CoreMetrics, Count};
-use crate::spool::disk::Found;
 use crate::spool::segment::BatchId;
 use crate::spool::{Segments, Spooled};
 use crate::uplink::{Delivered, Handover};
@@ -455,11 +454,7 @@ impl UploadBuffers {
             totals,
             memory: Some(BatchMemory::new(filling.buffer)),
             spooled: filling.on_disk.map(|on_disk| Spooled {
-                found: Found {
-                    slot: on_disk.file.expect("no commit is in progress").slot,
-                    size: on_disk.cursor.segment_size(),
-                    quarantined: false,
-                },
+                found: on_disk.found(on_disk.file.as_ref().expect("no commit is in progress")),
                 segment_id: on_disk.cursor.segment_id(),
                 replaced: on_disk.replaced,
                 damaged: false,

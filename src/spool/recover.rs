@@ -31,29 +31,28 @@ pub enum State {
     Quarantined,
 }
 
-/// The state of one file, and the highest segment id that it shows.
-pub fn state_of<D: Disk>(disk: &D, found: Found) -> io::Result<(State, u64)> {
+/// The state of one file.
+pub fn state_of<D: Disk>(disk: &D, found: Found) -> io::Result<State> {
     if found.quarantined {
-        return Ok((State::Quarantined, 0));
+        return Ok(State::Quarantined);
     }
     let mut head = [0; SEGMENT_HEADER_SIZE];
     let size = disk.read(found, &mut head, 0)?;
     match SegmentHeader::decode(&head[..size]) {
         Ok(header) => {
-            let id = header.segment_id;
-            if is_delivered(&head[..size], id) {
-                Ok((State::Free, id))
+            if is_delivered(&head[..size], header.segment_id) {
+                Ok(State::Free)
             } else {
-                Ok((State::Pending(header), id))
+                Ok(State::Pending(header))
             }
         }
-        Err(HeaderFault::Blank) => Ok((State::Free, 0)),
-        Err(HeaderFault::Version(version)) => Ok((State::Version(version), 0)),
+        Err(HeaderFault::Blank) => Ok(State::Free),
+        Err(HeaderFault::Version(version)) => Ok(State::Version(version)),
         Err(HeaderFault::Damaged) => {
             // The header goes out with the first frame. Where no second one was begun, that write may never have been
             // confirmed; but where the first is whole, it may have been: then nothing is thrown away.
             let written = first_frame_id(disk, found)?.is_some();
-            Ok((if written { State::Damaged } else { State::Free }, 0))
+            Ok(if written { State::Damaged } else { State::Free })
         }
     }
 }

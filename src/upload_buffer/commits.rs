@@ -143,7 +143,8 @@ impl UploadBuffers {
         let on_disk = filling.on_disk.as_mut().expect("in commit");
         self.acks.failed(commit.table_index, commit.position);
         let moved_before = !on_disk.replaced.is_empty();
-        on_disk.replaced.push(commit.file.slot);
+        let found = on_disk.found(&commit.file);
+        on_disk.replaced.push(found);
         let segments = self.segments.as_ref().expect("a spooled table");
         let another = match moved_before {
             false if segments.claim(1) => segments.take().or_else(|| {

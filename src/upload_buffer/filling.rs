@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::batch::UploadBuffer;
 use crate::limits::GZIP_TRAILER_SIZE;
 use crate::spool::Segments;
-use crate::spool::disk::{SegmentFile, Slot};
+use crate::spool::disk::{Found, SegmentFile};
 use crate::spool::frame::Totals;
 use crate::spool::segment::SegmentCursor;
 
@@ -37,7 +37,7 @@ pub(super) struct OnDisk {
     /// Of the last flush that is durable.
     pub(super) durable: Totals,
     /// Segments that hold a part of this batch and could not be written any more.
-    pub(super) replaced: Vec<Slot>,
+    pub(super) replaced: Vec<Found>,
 }
 
 impl Filling {
@@ -69,6 +69,15 @@ impl OnDisk {
             cursor: SegmentCursor::new(segments.id_next(), segments.segment_size()),
             durable: Totals::default(),
             replaced: Vec::new(),
+        }
+    }
+
+    /// The segment, as it is found in the directory.
+    pub(super) fn found(&self, file: &SegmentFile) -> Found {
+        Found {
+            slot: file.slot,
+            size: self.cursor.segment_size(),
+            quarantined: false,
         }
     }
 }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test binary uses its own part of this.
 
+pub mod sim_disk;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
