@@ -49,10 +49,14 @@ pub fn state_of<D: Disk>(disk: &D, found: Found) -> io::Result<State> {
         Err(HeaderFault::Blank) => Ok(State::Free),
         Err(HeaderFault::Version(version)) => Ok(State::Version(version)),
         Err(HeaderFault::Damaged) => {
-            // The header goes out with the first frame. Where no second one was begun, that write may never have been
-            // confirmed; but where the first is whole, it may have been: then nothing is thrown away.
-            let written = first_frame_id(disk, found)?.is_some();
-            Ok(if written { State::Damaged } else { State::Free })
+            // The header goes out with the first frame, and a crash may have cut that write off. But where the frame is
+            // whole, or the file was cut, the write may have been confirmed: then nothing is thrown away.
+            let cut = size < SEGMENT_HEADER_SIZE;
+            Ok(if cut || first_frame_id(disk, found)?.is_some() {
+                State::Damaged
+            } else {
+                State::Free
+            })
         }
     }
 }

@@ -135,12 +135,13 @@ impl SegmentHeader<'_> {
         let head = segment.get(HEADER_AT..).unwrap_or_default();
         let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| head[at + byte]));
         let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| head[at + byte]));
+        // A file whose making was cut off may be empty.
+        if head.iter().take(VERSION_AT).all(|byte| *byte == 0) {
+            return Err(HeaderFault::Blank);
+        }
         let Some(magic) = head.get(..HEADER_CRC_AT) else {
             return Err(HeaderFault::Damaged);
         };
-        if magic[..VERSION_AT] == [0; VERSION_AT] {
-            return Err(HeaderFault::Blank);
-        }
         if magic[..VERSION_AT] != MAGIC {
             return Err(HeaderFault::Damaged);
         }

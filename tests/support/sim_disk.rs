@@ -110,6 +110,11 @@ impl SimDisk {
         }
     }
 
+    /// Puts a segment there.
+    pub fn put(&self, slot: Slot, bytes: Vec<u8>) {
+        self.sim.lock().unwrap().files.insert(slot, bytes);
+    }
+
     /// The machine is on again. Names that were not synced are there or not.
     pub fn restart(&self) {
         let mut sim = self.sim.lock().unwrap();
