@@ -382,11 +382,12 @@ impl<D: Disk> Spool<D> {
         &self,
         pending: &PendingBatch,
         tables: &[Table],
+        window: &mut [u8],
     ) -> std::io::Result<Option<Batch>> {
         let mut best: Option<(Found, &SegmentHeader<'_>, reader::Contents)> = None;
         let mut rest = Vec::new();
         for (found, header) in &pending.segments {
-            let reader = SegmentReader::new(self.disk.clone(), *found, header.segment_id);
+            let reader = SegmentReader::new(&self.disk, *found, header.segment_id, window);
             let contents = reader.contents(header)?;
             self.count_tail(*found, &contents);
             let better = best
@@ -464,9 +465,9 @@ impl<D: Disk> Spool<D> {
         }
     }
 
-    /// The frames of a durable batch.
-    pub fn reader(&self, spooled: &Spooled) -> SegmentReader<D> {
-        SegmentReader::new(self.disk.clone(), spooled.found, spooled.segment_id)
+    /// The frames of a durable batch, read through `window`.
+    pub fn reader<'a>(&'a self, spooled: &Spooled, window: &'a mut [u8]) -> SegmentReader<'a, D> {
+        SegmentReader::new(&self.disk, spooled.found, spooled.segment_id, window)
     }
 }
 

@@ -224,8 +224,7 @@ impl UploadBuffers {
             .max(1);
         let worst = deflate_size_max(raw_size)
             .div_ceil(filled_at_least)
-            .min(row_count)
-            + 1;
+            .min(row_count);
         // What needs more than half of the spool may meet its end: better than never to be taken at all.
         let wanted = worst.min((segments.count() / 2).max(1));
         let wanted = wanted.saturating_sub(pool.claimed_count);

@@ -109,10 +109,11 @@ fn read(bytes: Vec<u8>) -> (State, Option<(Contents, Vec<String>)>) {
     let State::Pending(header) = &state else {
         return (state, None);
     };
-    let reader = SegmentReader::new(disk.clone(), found, header.segment_id);
+    let mut window = vec![0; FRAME_BUFFER_SIZE];
+    let reader = SegmentReader::new(&disk, found, header.segment_id, &mut window);
     let contents = reader.contents(header).unwrap();
     let mut blob = Vec::new();
-    SegmentReader::new(disk, found, header.segment_id)
+    SegmentReader::new(&disk, found, header.segment_id, &mut window)
         .copy_member(&contents.totals, &mut blob)
         .unwrap();
     let mut text = String::new();

@@ -75,6 +75,7 @@ struct Model {
     blobs: BTreeMap<String, Vec<String>>,
     refused_full: u64,
     failed: u64,
+    window: Vec<u8>,
 }
 
 impl Model {
@@ -92,6 +93,7 @@ impl Model {
             blobs: BTreeMap::new(),
             refused_full: 0,
             failed: 0,
+            window: vec![0; FRAME_BUFFER_SIZE],
         }
     }
 
@@ -107,7 +109,7 @@ impl Model {
         let opened = opened.expect("a disk that works");
         let spool = opened.spool;
         for pending in &opened.pending {
-            let recovered = spool.recover(pending, &opened.tables);
+            let recovered = spool.recover(pending, &opened.tables, &mut self.window);
             if self.disk.crashed() {
                 return None;
             }
@@ -255,10 +257,8 @@ impl Model {
             (Some(memory), _) => memory.bytes().to_vec(),
             (None, Some(spooled)) => {
                 let mut content = Vec::new();
-                let read = life
-                    .spool
-                    .reader(spooled)
-                    .copy_member(&batch.totals, &mut content);
+                let mut reader = life.spool.reader(spooled, &mut self.window);
+                let read = reader.copy_member(&batch.totals, &mut content);
                 if self.disk.crashed() {
                     return false;
                 }

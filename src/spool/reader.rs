@@ -2,7 +2,7 @@
 //!
 //! Before it: [`super::disk`] has the file.
 //! After it: [`super::recover`] decides what a crash left; [`crate::uplink`] delivers the member.
-//! Thread: any that may block. Allocates: one window of [`FRAME_BUFFER_SIZE`] per reader.
+//! Thread: any that may block. Allocates: never; it reads into a window of [`FRAME_BUFFER_SIZE`] that it is lent.
 //! Invariant: a byte comes out only from a frame of this use of the file whose checksum holds, in order, without a gap.
 //! Not here: inflating; a member is finished from its totals.
 
@@ -15,11 +15,11 @@ use crate::deflate::member_end;
 use crate::limits::{FRAME_BUFFER_SIZE, FRAME_HEADER_SIZE, SECTOR_SIZE, SEGMENT_HEADER_SIZE};
 
 /// The frames of one segment, in order.
-pub struct SegmentReader<D> {
-    disk: D,
+pub struct SegmentReader<'a, D> {
+    disk: &'a D,
     found: Found,
     segment_id: u64,
-    window: Box<[u8]>,
+    window: &'a mut [u8],
     window_offset: u64,
     window_size: usize,
     index_next: u32,
@@ -54,14 +54,15 @@ pub struct Contents {
     pub tail: Tail,
 }
 
-impl<D: Disk> SegmentReader<D> {
-    /// Reads the frames that belong to `segment_id`.
-    pub fn new(disk: D, found: Found, segment_id: u64) -> Self {
+impl<'a, D: Disk> SegmentReader<'a, D> {
+    /// Reads the frames that belong to `segment_id`, through a `window` of [`FRAME_BUFFER_SIZE`] bytes.
+    pub fn new(disk: &'a D, found: Found, segment_id: u64, window: &'a mut [u8]) -> Self {
+        assert!(window.len() >= FRAME_BUFFER_SIZE, "a frame fits the window");
         SegmentReader {
             disk,
             found,
             segment_id,
-            window: vec![0; FRAME_BUFFER_SIZE].into_boxed_slice(),
+            window,
             window_offset: 0,
             window_size: 0,
             index_next: 0,
@@ -189,7 +190,7 @@ impl<D: Disk> SegmentReader<D> {
         let wanted_end = (offset + size as u64).min(self.found.size);
         if !(held.contains(&offset) && wanted_end <= held.end) {
             self.window_size = 0;
-            self.window_size = self.disk.read(self.found, &mut self.window, offset)?;
+            self.window_size = self.disk.read(self.found, self.window, offset)?;
             self.window_offset = offset;
         }
         let begin = (offset - self.window_offset) as usize;

@@ -12,9 +12,10 @@ use std::collections::HashMap;
 use std::io;
 
 use super::disk::{Disk, Found};
+use super::frame::FrameHeader;
 use super::reader::SegmentReader;
 use super::segment::{BatchId, HeaderFault, SegmentHeader, is_delivered};
-use crate::limits::SEGMENT_HEADER_SIZE;
+use crate::limits::{FRAME_BUFFER_SIZE, SECTOR_SIZE, SEGMENT_HEADER_SIZE};
 
 /// What a file is, as far as its first page tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,13 +64,13 @@ pub fn state_of<D: Disk>(disk: &D, found: Found) -> io::Result<State> {
 
 /// The segment that the first frame says it belongs to, if that frame is whole.
 fn first_frame_id<D: Disk>(disk: &D, found: Found) -> io::Result<Option<u64>> {
-    use super::frame::FrameHeader;
-    let mut sector = [0; crate::limits::SECTOR_SIZE];
+    let mut sector = [0; SECTOR_SIZE];
     let size = disk.read(found, &mut sector, SEGMENT_HEADER_SIZE as u64)?;
     let Some(header) = FrameHeader::decode(&sector[..size]) else {
         return Ok(None);
     };
-    let mut reader = SegmentReader::new(disk.clone(), found, header.segment_id);
+    let mut window = vec![0; FRAME_BUFFER_SIZE];
+    let mut reader = SegmentReader::new(disk, found, header.segment_id, &mut window);
     Ok(reader.next_frame()?.map(|_| header.segment_id))
 }
 
