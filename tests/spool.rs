@@ -148,7 +148,7 @@ fn a_spent_spool_refuses_and_drains_by_itself_and_memory_stays_where_it_was() {
         "{refused:?}"
     );
     // Far more than the two upload buffers hold, and none of it was evicted.
-    assert!(accepted.len() > 2_500, "{}", accepted.len());
+    assert!(accepted.len() > 2_000, "{}", accepted.len());
     let (status, reason) = weir.admin_get("/readyz");
     assert!(
         status == 503 && reason.starts_with("spool_full: "),
@@ -308,4 +308,118 @@ fn without_a_spooled_table_no_spool_is_made() {
     assert_eq!(weir.connect().post("/x", b"{}").status, 201);
     assert!(!weir.directory.path().join("spool").exists());
     assert_eq!(weir.stop().rows("Telemetry", "Events").len(), 1);
+}
+
+/// `weir spool` with these arguments; its exit code and what it printed.
+fn spool_command(directory: &std::path::Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_weir"))
+        .current_dir(directory)
+        .arg("spool")
+        .args(arguments)
+        .output()
+        .unwrap();
+    let mut text = String::from_utf8(output.stdout).unwrap();
+    text.push_str(&String::from_utf8(output.stderr).unwrap());
+    (output.status.code(), text)
+}
+
+#[test]
+fn the_spool_can_be_listed_checked_and_read() {
+    let weir = Weir::start("");
+    weir.block_delivery("Events", true);
+    let mut client = weir.connect();
+    for index in 0..3 {
+        let body = format!("{{\"i\":{index}}}");
+        assert_eq!(client.post("/x", body.as_bytes()).status, 201);
+    }
+    let directory = weir.kill();
+    let directory = directory.path();
+    let arguments = ["--config", "weir.toml"];
+    let (code, listed) = spool_command(directory, &["ls", "--config", "weir.toml"]);
+    assert_eq!(code, Some(0), "{listed}");
+    let line = listed.lines().next().unwrap();
+    let segment = line.split(' ').next().unwrap();
+    for part in [
+        "segment-",
+        "pending",
+        "Telemetry.Events",
+        "-c0-00000000.json.gz",
+    ] {
+        assert!(line.contains(part), "{listed}");
+    }
+    assert!(
+        listed.lines().last().unwrap().ends_with(" free"),
+        "{listed}"
+    );
+
+    let (code, verified) = spool_command(directory, &["verify", "--config", "weir.toml"]);
+    assert_eq!(code, Some(0), "{verified}");
+    assert!(verified.contains("3 frames, 3 rows: ok\n"), "{verified}");
+    let cat = [&["cat"][..], &arguments, &[segment]].concat();
+    let (code, rows) = spool_command(directory, &cat);
+    assert_eq!(code, Some(0), "{rows}");
+    let rows: Vec<String> = rows.lines().map(str::to_owned).collect();
+    assert_eq!(records(&rows), ["{\"i\":0}", "{\"i\":1}", "{\"i\":2}"]);
+
+    // The first frame's payload: what is behind it was durable, so this is damage.
+    let path = directory.join("spool").join(segment);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[4096 + 70] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let (code, verified) = spool_command(directory, &["verify", "--config", "weir.toml"]);
+    assert_eq!(code, Some(1), "{verified}");
+    let said = "DAMAGED: 3 rows behind them cannot be read";
+    assert!(verified.contains(said), "{verified}");
+    let (code, text) = spool_command(directory, &["cat", "segment-99999999"]);
+    assert!(
+        code == Some(1) && text.contains("cannot use the spool"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_damaged_segment_is_put_aside_counted_and_never_used_again() {
+    let admin = free_address();
+    let config = base_config(admin);
+    let weir = Weir::start_with(&config, admin);
+    weir.block_delivery("Events", true);
+    let mut client = weir.connect();
+    for index in 0..3 {
+        let body = format!("{{\"i\":{index}}}");
+        assert_eq!(client.post("/x", body.as_bytes()).status, 201);
+    }
+    let directory = weir.kill();
+    support::block_delivery(directory.path(), "Events", false);
+    let segment = std::fs::read_dir(directory.path().join("spool"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| std::fs::read(path).unwrap().get(512..520) == Some(b"weirsegm"))
+        .expect("the segment that was written");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    // The payload of the second frame, which is one sector like the first.
+    bytes[4096 + 512 + 70] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let weir = Weir::start_in(directory, &config, admin);
+    weir.wait_for_metric("weir_quarantined_segments_total 1");
+    assert_eq!(weir.metric("weir_quarantined_rows_total"), 2);
+    assert_eq!(weir.metric("weir_recovered_rows_total"), 1);
+    let quarantined = segment
+        .to_str()
+        .unwrap()
+        .replace("segment-", "quarantined-");
+    let quarantined = std::path::Path::new(&quarantined).file_name().unwrap();
+    assert!(
+        weir.directory
+            .path()
+            .join("spool")
+            .join(quarantined)
+            .exists()
+    );
+    let stopped = weir.stop();
+    assert!(
+        stopped.stderr.contains("a segment is damaged"),
+        "{}",
+        stopped.stderr
+    );
+    assert_eq!(records(&stopped.rows("Telemetry", "Events")), ["{\"i\":0}"]);
 }

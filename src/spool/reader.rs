@@ -24,6 +24,8 @@ pub struct SegmentReader<'a, D> {
     window_size: usize,
     index_next: u32,
     offset_next: u64,
+    /// Of the frames so far.
+    member_size: u64,
 }
 
 /// What is behind the last good frame.
@@ -67,6 +69,7 @@ impl<'a, D: Disk> SegmentReader<'a, D> {
             window_size: 0,
             index_next: 0,
             offset_next: SEGMENT_HEADER_SIZE as u64,
+            member_size: 0,
         }
     }
 
@@ -79,9 +82,13 @@ impl<'a, D: Disk> SegmentReader<'a, D> {
         let size = header.frame_size();
         let payload = FRAME_HEADER_SIZE..FRAME_HEADER_SIZE + header.payload_size as usize;
         let frame = self.bytes(offset, size)?;
-        if frame.len() < size || payload_crc(&frame[payload.clone()]) != header.payload_crc {
+        let whole =
+            frame.len() == size && payload_crc(&frame[payload.clone()]) == header.payload_crc;
+        let member_size = self.member_size + u64::from(header.payload_size);
+        if !whole || header.totals.member_size != member_size {
             return Ok(None);
         }
+        self.member_size = member_size;
         self.index_next += 1;
         self.offset_next += size as u64;
         Ok(Some((header, &self.bytes(offset, size)?[payload])))
