@@ -160,7 +160,11 @@ impl Acks {
     pub fn delivered(&self, table_index: usize, position: u64) {
         let mut tables = self.tables.borrow_mut();
         let progress = &mut tables[table_index];
-        if let Some(batch) = progress.in_uplink.iter_mut().find(|(end, _)| *end == position) {
+        if let Some(batch) = progress
+            .in_uplink
+            .iter_mut()
+            .find(|(end, _)| *end == position)
+        {
             batch.1 = true;
         }
         while let Some((end, true)) = progress.in_uplink.front() {

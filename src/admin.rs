@@ -174,11 +174,7 @@ impl Collector for NodeCollector {
             "Bytes of blobs delivered",
             uplink.blob_bytes.load(Ordering::Relaxed),
         )?;
-        page.counter(
-            "delivered_rows",
-            "Rows in blobs delivered",
-            uplink.rows(),
-        )?;
+        page.counter("delivered_rows", "Rows in blobs delivered", uplink.rows())?;
         page.counter(
             "delivery_failures",
             "Deliveries that failed and were tried again",
@@ -375,15 +371,32 @@ impl Page<'_> {
         };
         let in_spool =
             (durable + load(&metrics.rows_recovered)).saturating_sub(load(&uplink.rows_spooled));
-        self.gauge("rows_in_spool", "Durable rows that are not delivered", in_spool)?;
+        self.gauge(
+            "rows_in_spool",
+            "Durable rows that are not delivered",
+            in_spool,
+        )?;
         self.counter("commits", "Group commits", value(Count::Commits))?;
-        self.counter("commit_bytes", "Bytes written by commits", value(Count::CommitBytes))?;
+        self.counter(
+            "commit_bytes",
+            "Bytes written by commits",
+            value(Count::CommitBytes),
+        )?;
         self.counter(
             "commit_microseconds",
             "Time between the begin of commits and the return of their sync",
             value(Count::CommitMicroseconds),
         )?;
-        self.counter("commit_failures", "Commits that failed", value(Count::CommitFailures))?;
+        self.counter(
+            "commit_failures",
+            "Commits that failed",
+            value(Count::CommitFailures),
+        )?;
+        self.gauge(
+            "storage_failed_cores",
+            "Cores on which nothing more can become durable",
+            value(Count::StorageFailed),
+        )?;
         self.gauge(
             "spool_segments",
             "Segments that spool.size has room for",
@@ -400,8 +413,16 @@ impl Page<'_> {
             segments.backlog_count() as u64,
         )?;
         for (name, help, counter) in [
-            ("recovered_batches", "Batches an earlier run left", &metrics.batches_recovered),
-            ("recovered_rows", "Rows an earlier run left", &metrics.rows_recovered),
+            (
+                "recovered_batches",
+                "Batches an earlier run left",
+                &metrics.batches_recovered,
+            ),
+            (
+                "recovered_rows",
+                "Rows an earlier run left",
+                &metrics.rows_recovered,
+            ),
             (
                 "torn_frames",
                 "Commits cut off by a crash, which were never acknowledged",

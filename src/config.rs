@@ -364,6 +364,16 @@ impl Config {
         }
     }
 
+    /// Batches whose delivery a core may want to hear of at a time: as many as the spool holds, where a route promises
+    /// delivery.
+    pub fn reported_max(&self) -> usize {
+        if self.tables.iter().any(|table| table.delivered) {
+            self.segment_count()
+        } else {
+            0
+        }
+    }
+
     /// What is valid but likely not meant, one sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();

@@ -404,8 +404,8 @@ impl Connection {
                 persistence,
             } = unsettled;
             let core = &self.core;
-            let deadline = (ticket.ack == Ack::Delivered)
-                .then(|| Instant::now() + core.config.limits.ack);
+            let deadline =
+                (ticket.ack == Ack::Delivered).then(|| Instant::now() + core.config.limits.ack);
             let kept = core.upload_buffers.acks().settled(ticket, deadline).await;
             let date = core.clock.date();
             match kept {

@@ -45,8 +45,8 @@ pub const REACTOR_RUNTIME_SIZE: usize = 512 * KIB;
 pub const CONTROL_SIZE: usize = 16 * MIB;
 
 /// What the uplink holds for the one batch of each core that it delivers at a time: a thread for
-/// the file system, names, handles. The bytes themselves are in the core's upload buffer.
-pub const UPLINK_TRANSFER_SIZE: usize = 256 * KIB;
+/// the file system, names, handles, and a window on its segment where it is no longer in memory.
+pub const UPLINK_TRANSFER_SIZE: usize = 256 * KIB + FRAME_BUFFER_SIZE;
 
 // --- the listener and its connections ---------------------------------------------------------
 
@@ -232,7 +232,7 @@ pub const FRAME_PAYLOAD_SIZE_MAX: usize =
 /// heads and padding. Many small commits use that up, and then the batch is sealed early.
 pub const fn segment_size(buffer_size: usize) -> usize {
     SEGMENT_HEADER_SIZE
-        + (buffer_size + buffer_size / 16 + 2 * SECTOR_SIZE).next_multiple_of(PAGE_SIZE)
+        + (buffer_size + buffer_size / 16 + 4 * SECTOR_SIZE).next_multiple_of(PAGE_SIZE)
 }
 
 /// The most segments of one spool.
@@ -243,6 +243,10 @@ pub const SEGMENT_COUNT_MIN: usize = 2;
 
 /// What the process remembers of each segment while its batch waits for delivery.
 pub const SEGMENT_STATE_SIZE: usize = 256;
+
+/// What a core remembers of each batch whose delivery somebody may wait for: an entry in the queue
+/// that reports it, and one in the order of the table's batches.
+pub const REPORT_STATE_SIZE: usize = 64;
 
 // --- times and sums ---------------------------------------------------------------------------
 
@@ -280,6 +284,8 @@ const _: () = {
     // A frame buffer is written as it is, with the segment's header in front or without.
     assert!(FRAME_BUFFER_SIZE.is_multiple_of(PAGE_SIZE) && SEGMENT_HEADER_SIZE == PAGE_SIZE);
     assert!(SEGMENT_HEADER_SIZE + frame_size(FRAME_PAYLOAD_SIZE_MAX) <= FRAME_BUFFER_SIZE);
+    // However a payload is split in two, it takes this much more at most.
+    assert!(2 * FRAME_HEADER_SIZE + SECTOR_SIZE <= 2 * SECTOR_SIZE);
     assert!(frame_size(0) == SECTOR_SIZE && frame_size(SECTOR_SIZE) == 2 * SECTOR_SIZE);
     // A segment is numbered by 32 bits, and holds a batch of any size in frames of any size.
     assert!(SEGMENT_COUNT_MAX <= u32::MAX as usize);

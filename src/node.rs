@@ -23,6 +23,8 @@ use crate::budget::Budget;
 use crate::budget::machine::Machine;
 use crate::config::{Config, Table};
 use crate::error::Fatal;
+use crate::limits::FRAME_BUFFER_SIZE;
+use crate::memory::Region;
 use crate::metrics::{CoreMetrics, Snapshot};
 use crate::reactor::{Phase, Reactor, Ready, Remainder};
 use crate::spool::disk::Disk;
@@ -110,8 +112,8 @@ impl Node {
 
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
-            // One delivery per core, and one that opens segments.
-            .max_blocking_threads(core_count + 1)
+            // A delivery per core, one that opens segments, and one that recovers them.
+            .max_blocking_threads(core_count + 2)
             .thread_name("weir-uplink")
             .enable_all()
             .build()
@@ -126,7 +128,7 @@ impl Node {
                     spool,
                     pending,
                     tables,
-                } = Spool::open(disk, &config)?;
+                } = Spool::open(disk, &config, run)?;
                 (Some(spool), pending, tables)
             }
             None => (None, VecDeque::new(), config.tables.clone()),
@@ -151,18 +153,23 @@ impl Node {
         let (ready_sender, ready_receiver) = mpsc::channel();
         let (end_sender, ended) = mpsc::channel();
         let mut reactors = Vec::with_capacity(core_count);
-        let handovers: Arc<Vec<Arc<Handover>>> = Arc::new(
-            (0..core_count)
-                .map(|_| Arc::new(Handover::new(config.upload.buffer_count, segments.clone())))
-                .collect(),
-        );
+        let handover = || {
+            let reported_max = config.reported_max();
+            let buffer_count = config.upload.buffer_count;
+            Arc::new(Handover::new(buffer_count, reported_max, segments.clone()))
+        };
+        let handovers: Arc<Vec<_>> = Arc::new((0..core_count).map(|_| handover()).collect());
         for (index, listeners) in sockets.into_iter().enumerate() {
+            let window = Region::map(FRAME_BUFFER_SIZE).map_err(|source| Fatal::Io {
+                action: "mapping a window on the spool".into(),
+                source,
+            })?;
             runtime.spawn(
                 Uplink {
                     core_index: index,
                     handovers: handovers.clone(),
-                    run,
                     spool: spool.clone(),
+                    window: Some(window),
                     sink: sink.clone(),
                     metrics: metrics.uplink.clone(),
                     phase: phase_seen.clone(),
@@ -300,34 +307,40 @@ async fn recover<D: Disk>(
     tables: Vec<Table>,
 ) {
     let batch_count = pending.len();
-    if batch_count > 0 {
-        tracing::info!(batches = batch_count, "an earlier run left batches in the spool");
+    if batch_count == 0 {
+        return;
     }
-    let tables = Arc::new(tables);
-    let mut row_count = 0;
-    for batch in pending {
-        let (spool, tables) = (spool.clone(), tables.clone());
-        let recovered = tokio::task::spawn_blocking(move || {
-            let recovered = spool.recover(&batch, &tables);
-            match recovered {
+    tracing::info!(
+        batches = batch_count,
+        "an earlier run left batches in the spool"
+    );
+    let recovering = tokio::task::spawn_blocking(move || {
+        let mut window = Region::map(FRAME_BUFFER_SIZE)?;
+        let mut row_count = 0;
+        for batch in pending {
+            match spool.recover(&batch, &tables, &mut window) {
                 Ok(Some(batch)) => {
-                    let row_count = batch.totals.row_count;
+                    row_count += batch.totals.row_count;
                     spool.segments().defer(batch);
-                    row_count
                 }
-                Ok(None) => 0,
+                Ok(None) => {}
                 Err(error) => {
-                    let (found, _) = batch.segments[0];
-                    let segment = found.slot.file_name();
+                    let segment = batch.segments[0].0.slot.file_name();
                     tracing::error!(%error, segment, "a segment cannot be read now; it stays for the next start");
-                    0
                 }
             }
-        });
-        row_count += recovered.await.unwrap_or(0);
-    }
-    if batch_count > 0 {
-        tracing::info!(batches = batch_count, rows = row_count, "the spool is recovered, and is being delivered");
+        }
+        Ok::<u64, std::io::Error>(row_count)
+    });
+    match recovering.await.expect("recovering does not panic") {
+        Ok(row_count) => tracing::info!(
+            batches = batch_count,
+            rows = row_count,
+            "the spool is recovered, and is being delivered"
+        ),
+        Err(error) => {
+            tracing::error!(%error, "the spool cannot be recovered now; it stays for the next start")
+        }
     }
 }
 

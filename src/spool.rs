@@ -22,12 +22,13 @@ pub mod segment;
 
 use std::collections::{HashSet, VecDeque};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::Arc;
 
 use crossbeam_queue::ArrayQueue;
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 use crate::config::{Config, Table};
 use crate::error::Fatal;
@@ -47,7 +48,7 @@ pub struct Spooled {
     pub found: Found,
     pub segment_id: u64,
     /// Segments that hold a part of the same batch and could not be written any more: they go first.
-    pub replaced: Vec<Slot>,
+    pub replaced: Vec<Found>,
     /// Behind what is delivered the segment is damaged, so it is put aside then and not used again.
     pub damaged: bool,
 }
@@ -70,11 +71,6 @@ impl Segments {
     /// Segments that fit in `spool.size`.
     pub fn count(&self) -> usize {
         self.count
-    }
-
-    /// The most batches that can be in the spool, those of an earlier configuration included.
-    pub fn capacity(&self) -> usize {
-        self.backlog.capacity()
     }
 
     /// Bytes of each segment.
@@ -185,7 +181,7 @@ pub struct Opened<D> {
 impl<D: Disk> Spool<D> {
     /// Looks at every segment, and makes those that are missing. It reads a page of each: the time it takes does not
     /// depend on what they hold.
-    pub fn open(disk: D, config: &Config) -> Result<Opened<D>, Fatal> {
+    pub fn open(disk: D, config: &Config, run: Uuid) -> Result<Opened<D>, Fatal> {
         let path = &config.spool.directory;
         let unusable = |source| Fatal::SpoolUnusable {
             path: path.clone(),
@@ -195,15 +191,13 @@ impl<D: Disk> Spool<D> {
         let mut free = VecDeque::new();
         let mut pending = Vec::new();
         let mut left = config.spool.size;
-        let (mut slot_next, mut id_next) = (0, 1);
+        let mut slot_next = 0;
         let metrics = SpoolMetrics::default();
         let mut listed = disk.list().map_err(unusable)?;
         listed.sort_by_key(|found| found.slot);
         for found in listed {
             slot_next = slot_next.max(u64::from(found.slot.0) + 1);
-            let (state, segment_id) = state_of(&disk, found).map_err(unusable)?;
-            id_next = id_next.max(segment_id + 1);
-            match state {
+            match state_of(&disk, found).map_err(unusable)? {
                 State::Version(version) => {
                     return Err(Fatal::SpoolVersion {
                         path: path.join(found.slot.file_name()),
@@ -239,7 +233,7 @@ impl<D: Disk> Spool<D> {
                 unclaimed: AtomicUsize::new(free.len()),
                 ready: ArrayQueue::new(count.max(1)),
                 ready_wanted: Notify::new(),
-                id_next: AtomicU64::new(id_next),
+                id_next: AtomicU64::new(id_first(run)),
                 backlog: ArrayQueue::new(count.max(1)),
                 backlog_grown: Notify::new(),
             }),
@@ -352,8 +346,8 @@ impl<D: Disk> Spool<D> {
 
     fn try_retire(&self, spooled: &Spooled) -> std::io::Result<()> {
         // A part of the batch must never outlive the whole: it would be delivered in its place.
-        for slot in &spooled.replaced {
-            self.disk.remove(*slot)?;
+        for found in &spooled.replaced {
+            self.remove(*found)?;
         }
         let Found { slot, size, .. } = spooled.found;
         if spooled.damaged {
@@ -364,30 +358,46 @@ impl<D: Disk> Spool<D> {
         }
         if size != self.segments.segment_size {
             // Of another configuration.
-            return self.disk.remove(slot);
+            return self.remove(spooled.found);
         }
-        self.disk.overwrite(slot, &delivery_mark(spooled.segment_id), 0)?;
+        self.disk
+            .overwrite(slot, &delivery_mark(spooled.segment_id), 0)?;
         self.free.lock().expect("no holder panics").push_back(slot);
         self.segments.unclaim(1);
         self.segments.ready_wanted.notify_one();
         Ok(())
     }
 
+    /// Removes a segment that is not to be used again, and lets another be made of its space.
+    fn remove(&self, found: Found) -> std::io::Result<()> {
+        self.disk.remove(found.slot)?;
+        let count = found.size / self.segments.segment_size;
+        self.missing.fetch_add(count as usize, Ordering::Relaxed);
+        self.segments.ready_wanted.notify_one();
+        Ok(())
+    }
+
     /// Reads what an earlier run left of a batch; `None` where no row of it is whole.
-    pub fn recover(&self, pending: &PendingBatch, tables: &[Table]) -> std::io::Result<Option<Batch>> {
-        let mut best: Option<(Found, &SegmentHeader, reader::Contents)> = None;
+    pub fn recover(
+        &self,
+        pending: &PendingBatch,
+        tables: &[Table],
+        window: &mut [u8],
+    ) -> std::io::Result<Option<Batch>> {
+        let mut best: Option<(Found, &SegmentHeader<'_>, reader::Contents)> = None;
         let mut rest = Vec::new();
         for (found, header) in &pending.segments {
-            let reader = SegmentReader::new(self.disk.clone(), *found, header.segment_id);
+            let reader = SegmentReader::new(&self.disk, *found, header.segment_id, window);
             let contents = reader.contents(header)?;
             self.count_tail(*found, &contents);
             let better = best
                 .as_ref()
                 .is_none_or(|(_, _, best)| best.totals.row_count < contents.totals.row_count);
             let worse = if better {
-                best.replace((*found, header, contents)).map(|(found, ..)| found.slot)
+                best.replace((*found, header, contents))
+                    .map(|(found, ..)| found)
             } else {
-                Some(found.slot)
+                Some(*found)
             };
             rest.extend(worse);
         }
@@ -402,7 +412,9 @@ impl<D: Disk> Spool<D> {
             self.try_retire(&spooled)?;
             return Ok(None);
         }
-        self.metrics.batches_recovered.fetch_add(1, Ordering::Relaxed);
+        self.metrics
+            .batches_recovered
+            .fetch_add(1, Ordering::Relaxed);
         self.metrics
             .rows_recovered
             .fetch_add(contents.totals.row_count, Ordering::Relaxed);
@@ -416,6 +428,7 @@ impl<D: Disk> Spool<D> {
             totals: contents.totals,
             memory: None,
             spooled: Some(spooled),
+            reported: false,
             awaited: false,
             position_end: 0,
         }))
@@ -452,24 +465,32 @@ impl<D: Disk> Spool<D> {
         }
     }
 
-    /// The frames of a durable batch.
-    pub fn reader(&self, spooled: &Spooled) -> SegmentReader<D> {
-        SegmentReader::new(self.disk.clone(), spooled.found, spooled.segment_id)
+    /// The frames of a durable batch, read through `window`.
+    pub fn reader<'a>(&'a self, spooled: &Spooled, window: &'a mut [u8]) -> SegmentReader<'a, D> {
+        SegmentReader::new(&self.disk, spooled.found, spooled.segment_id, window)
     }
 }
 
+/// The first segment id of a run. The ids on disk cannot tell which one is free: of a write that was cut off, a frame can
+/// be there without the header, and would be taken for one of the next use of its id. So ids begin at a random number
+/// (RFC 9562 §5.7: the last 62 bits of a UUIDv7).
+fn id_first(run: Uuid) -> u64 {
+    run.as_u64_pair().1
+}
+
 /// The configured tables, and those of `pending` that are not among them.
-fn tables_with(configured: &[Table], pending: &[(Found, SegmentHeader)]) -> Vec<Table> {
+fn tables_with(configured: &[Table], pending: &[(Found, SegmentHeader<'_>)]) -> Vec<Table> {
     let mut tables = configured.to_vec();
     let mut known: HashSet<(String, String)> = tables
         .iter()
         .map(|table| (table.database.clone(), table.table.clone()))
         .collect();
     for (_, header) in pending {
-        if known.insert((header.database.clone(), header.table.clone())) {
+        let names = (header.database.to_string(), header.table.to_string());
+        if known.insert(names.clone()) {
             tables.push(Table {
-                database: header.database.clone(),
-                table: header.table.clone(),
+                database: names.0,
+                table: names.1,
                 spooled: true,
                 delivered: false,
             });

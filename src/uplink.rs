@@ -11,7 +11,7 @@
 
 pub mod directory;
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,6 +21,7 @@ use crossbeam_queue::ArrayQueue;
 use tokio::sync::{Notify, watch};
 
 use crate::config::{Config, Destination, Table};
+use crate::memory::Region;
 use crate::reactor::Phase;
 use crate::spool::disk::Disk;
 use crate::spool::{Segments, Spool};
@@ -61,13 +62,13 @@ pub enum Returned {
 }
 
 impl Handover {
-    /// Queues for a core with `buffer_count` upload buffers: neither can overflow.
-    pub fn new(buffer_count: usize, segments: Option<Arc<Segments>>) -> Self {
-        let batch_count_max = buffer_count + segments.as_ref().map_or(0, |s| s.capacity());
+    /// Queues for a core with `buffer_count` upload buffers, which wants to hear of up to `reported_max` deliveries
+    /// besides those of batches in memory: neither can overflow.
+    pub fn new(buffer_count: usize, reported_max: usize, segments: Option<Arc<Segments>>) -> Self {
         Handover {
             sealed: ArrayQueue::new(buffer_count),
             sealed_notify: Notify::new(),
-            returned: ArrayQueue::new(buffer_count + batch_count_max),
+            returned: ArrayQueue::new(2 * buffer_count + reported_max),
             returned_notify: Notify::new(),
             segments,
         }
@@ -161,7 +162,7 @@ impl UplinkMetrics {
 
 /// Where batches go.
 pub enum Sink {
-    Directory(Directory),
+    Directory(Arc<Directory>),
     /// Discards the blob after it was compressed.
     Null,
 }
@@ -175,7 +176,8 @@ impl Sink {
     ) -> Result<Sink, crate::error::Fatal> {
         match &config.destination {
             Destination::Directory { path } => {
-                Ok(Sink::Directory(Directory::open(path, tables, node)?))
+                let directory = Directory::open(path, tables, node)?;
+                Ok(Sink::Directory(Arc::new(directory)))
             }
             Destination::Null => Ok(Sink::Null),
         }
@@ -187,8 +189,10 @@ pub struct Uplink<D> {
     pub core_index: usize,
     /// Of all cores: a batch from the backlog is reported to the one it came from.
     pub handovers: Arc<Vec<Arc<Handover>>>,
-    pub run: uuid::Uuid,
     pub spool: Option<Arc<Spool<D>>>,
+    /// Where segments are read.
+    /// Absent while one is read.
+    pub window: Option<Region>,
     pub sink: Arc<Sink>,
     pub metrics: Arc<UplinkMetrics>,
     pub phase: watch::Receiver<Phase>,
@@ -203,22 +207,21 @@ enum Attempt {
 
 impl<D: Disk> Uplink<D> {
     /// Runs until the runtime ends it.
-    pub async fn run(self) {
-        let this = Arc::new(self);
+    pub async fn run(mut self) {
         let mut backoff = backoff();
         let mut from_backlog = false;
         loop {
             // By turns, so that neither what is new nor what is old waits for the other to end.
-            let Some(batch) = this.next(from_backlog) else {
-                this.wait().await;
+            let Some(batch) = self.next(from_backlog) else {
+                self.wait().await;
                 continue;
             };
             from_backlog = batch.memory.is_some();
-            match this.clone().attempt(batch).await {
+            match self.attempt(batch).await {
                 Attempt::Delivered => backoff = self::backoff(),
                 Attempt::Failed => {
                     let pause = backoff.next().unwrap_or(BACKOFF_MAX);
-                    this.pause(pause).await;
+                    self.pause(pause).await;
                 }
             }
         }
@@ -267,10 +270,13 @@ impl<D: Disk> Uplink<D> {
     }
 
     /// Delivers a batch. Where it fails, a batch that is in the spool gives up its memory.
-    async fn attempt(self: Arc<Self>, mut batch: Batch) -> Attempt {
+    async fn attempt(&mut self, mut batch: Batch) -> Attempt {
         let (outcome, returned) = match &*self.sink {
             Sink::Null => (Ok(()), batch),
-            Sink::Directory(_) => self.clone().write(batch).await,
+            Sink::Directory(directory) => {
+                let directory = directory.clone();
+                self.write(directory, batch).await
+            }
         };
         batch = returned;
         match outcome {
@@ -297,32 +303,33 @@ impl<D: Disk> Uplink<D> {
     }
 
     /// Writes a batch to the directory. File systems block, so it happens on a thread for that.
-    async fn write(self: Arc<Self>, batch: Batch) -> (io::Result<()>, Batch) {
+    async fn write(&mut self, directory: Arc<Directory>, batch: Batch) -> (io::Result<()>, Batch) {
+        let spool = self.spool.clone();
+        let window = self.window.take();
+        let mut window = window.expect("one delivery at a time");
         let written = tokio::task::spawn_blocking(move || {
-            let Sink::Directory(directory) = &*self.sink else {
-                unreachable!("only a directory is written to")
-            };
-            let outcome = match (&batch.memory, &self.spool, &batch.spooled) {
-                (Some(memory), ..) => directory.write(&batch, |file| {
-                    use std::io::Write;
-                    file.write_all(memory.bytes())
-                }),
-                (None, Some(spool), Some(spooled)) => {
-                    let mut reader = spool.reader(spooled);
-                    directory.write(&batch, |file| reader.copy_member(&batch.totals, file))
+            let outcome = directory.write(&batch, |file| {
+                match (&batch.memory, &spool, &batch.spooled) {
+                    (Some(memory), ..) => file.write_all(memory.bytes()),
+                    (None, Some(spool), Some(spooled)) => {
+                        let mut reader = spool.reader(spooled, &mut window);
+                        reader.copy_member(&batch.totals, file)
+                    }
+                    _ => unreachable!("a batch is in memory or in the spool"),
                 }
-                _ => unreachable!("a batch is in memory or in the spool"),
-            };
-            (outcome, batch)
+            });
+            (outcome, batch, window)
         });
-        written.await.expect("a delivery does not panic")
+        let (outcome, batch, window) = written.await.expect("a delivery does not panic");
+        self.window = Some(window);
+        (outcome, batch)
     }
 
     /// Records that a batch is delivered, and gives back what it held.
-    async fn settle(self: &Arc<Self>, mut batch: Batch) {
+    async fn settle(&self, mut batch: Batch) {
         self.count(&batch);
         let handover = &self.handovers[batch.id.core as usize % self.handovers.len()];
-        if batch.id.run == self.run {
+        if batch.reported {
             handover.delivered(Delivered {
                 table_index: batch.table_index,
                 position_end: batch.position_end,

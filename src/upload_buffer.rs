@@ -16,6 +16,10 @@
 //!                                                  taken back where a new batch needs it
 //! ```
 
+mod batch;
+mod commits;
+mod filling;
+
 use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
@@ -25,135 +29,17 @@ use uuid::Uuid;
 
 use crate::ack::Acks;
 use crate::config::{Config, Table};
-use crate::deflate::{GzipMember, MEMBER_END_SIZE};
+use crate::deflate::MEMBER_END_SIZE;
 use crate::error::Refusal;
-use crate::limits::{
-    GZIP_TRAILER_SIZE, STAGING_SIZE, deflate_size_max, row_size_max, upload_buffer_size_min,
-};
-use crate::memory::Region;
+use crate::limits::{STAGING_SIZE, deflate_size_max, row_size_max, upload_buffer_size_min};
 use crate::metrics::{CoreMetrics, Count};
-use crate::spool::disk::{Found, SegmentFile, Slot};
-use crate::spool::frame::Totals;
-use crate::spool::segment::{BatchId, FrameWrite, SegmentCursor, SegmentHeader};
+use crate::spool::segment::BatchId;
 use crate::spool::{Segments, Spooled};
 use crate::uplink::{Delivered, Handover};
 use crate::wait::{Bell, WaitQueue};
-
-/// Memory for one blob, with the deflate state that fills it.
-pub struct UploadBuffer {
-    memory: Region,
-    member: GzipMember,
-}
-
-impl UploadBuffer {
-    fn totals(&self, row_count: u64) -> Totals {
-        Totals {
-            member_size: self.member.size() as u64,
-            raw_size: self.member.raw_size(),
-            raw_crc: self.member.raw_crc(),
-            row_count,
-        }
-    }
-}
-
-/// The content of a sealed upload buffer: one gzip member of rows for one table.
-pub struct Batch {
-    pub id: BatchId,
-    pub table_index: usize,
-    /// Of the member without its end, which follows from them.
-    pub totals: Totals,
-    /// The complete `.gz` file, where it is still in memory.
-    pub memory: Option<BatchMemory>,
-    /// Where the batch is on disk, if it is.
-    pub spooled: Option<Spooled>,
-    /// Somebody waits for its delivery.
-    pub awaited: bool,
-    /// The last of the table's rows that is in it.
-    pub position_end: u64,
-}
-
-/// A sealed buffer.
-pub struct BatchMemory {
-    buffer: Box<UploadBuffer>,
-}
-
-impl BatchMemory {
-    /// The blob.
-    pub fn bytes(&self) -> &[u8] {
-        &self.buffer.memory[..self.buffer.member.size() + MEMBER_END_SIZE]
-    }
-
-    /// Gives the memory up for reuse.
-    pub fn into_buffer(self) -> Box<UploadBuffer> {
-        self.buffer
-    }
-}
-
-impl Batch {
-    /// Bytes of the blob.
-    pub fn blob_size(&self) -> u64 {
-        self.totals.member_size + MEMBER_END_SIZE as u64
-    }
-}
-
-/// A batch that is not yet with the uplink.
-struct Filling {
-    buffer: Box<UploadBuffer>,
-    table_index: usize,
-    sequence: u64,
-    row_count: u64,
-    /// The table's rows up to and including the last one here.
-    position_end: u64,
-    /// When the first row came; a buffer without rows has no age.
-    first_row_at: Option<Instant>,
-    sealed: bool,
-    awaited: bool,
-    /// Absent for a table that is not spooled, and where the disk has failed.
-    on_disk: Option<OnDisk>,
-}
-
-/// The segment of a batch.
-struct OnDisk {
-    /// Absent while a commit has it.
-    file: Option<SegmentFile>,
-    cursor: SegmentCursor,
-    /// Of the last flush that is durable.
-    durable: Totals,
-    /// Segments that hold a part of this batch and could not be written any more.
-    replaced: Vec<Slot>,
-}
-
-impl Filling {
-    fn fits(&mut self, raw_size: usize) -> bool {
-        let UploadBuffer { memory, member } = &mut *self.buffer;
-        if !member.fits(memory, raw_size) {
-            return false;
-        }
-        let member_size = member.size_max_after(raw_size) - GZIP_TRAILER_SIZE;
-        let on_disk = self.on_disk.as_ref();
-        on_disk.is_none_or(|on_disk| on_disk.cursor.fits(member_size))
-    }
-
-    fn durable(&self) -> bool {
-        let on_disk = self.on_disk.as_ref();
-        on_disk.is_none_or(|on_disk| on_disk.durable.row_count == self.row_count)
-    }
-
-    fn in_commit(&self) -> bool {
-        let on_disk = self.on_disk.as_ref();
-        on_disk.is_some_and(|on_disk| on_disk.file.is_none())
-    }
-}
-
-/// A commit in progress: what is being made durable.
-pub struct Commit {
-    index: usize,
-    pub table_index: usize,
-    /// The table's rows up to here will be durable.
-    pub position: u64,
-    totals: Totals,
-    pub file: SegmentFile,
-}
+pub use batch::{Batch, BatchMemory, UploadBuffer};
+pub use commits::Commit;
+use filling::{Filling, OnDisk};
 
 struct Pool {
     free: Vec<Box<UploadBuffer>>,
@@ -222,13 +108,12 @@ impl UploadBuffers {
         );
         let mut free = Vec::with_capacity(buffer_count);
         for _ in 0..buffer_count {
-            free.push(Box::new(UploadBuffer {
-                memory: Region::map(buffer_size)?,
-                member: GzipMember::new(config.compression.level),
-            }));
+            free.push(Box::new(UploadBuffer::map(
+                buffer_size,
+                config.compression.level,
+            )?));
         }
         let table_count = config.tables.len();
-        let batch_count_max = config.segment_count() + buffer_count;
         Ok(UploadBuffers {
             run,
             core_index,
@@ -252,7 +137,11 @@ impl UploadBuffers {
             // One request encodes at a time, so at most one waits here.
             queue: WaitQueue::new(1),
             dirty: Bell::default(),
-            acks: Acks::new(&config.tables, config.limits.connections, batch_count_max),
+            acks: Acks::new(
+                &config.tables,
+                config.limits.connections,
+                config.reported_max() + buffer_count,
+            ),
             segments,
             handover,
             metrics,
@@ -309,7 +198,12 @@ impl UploadBuffers {
 
     /// Claims as many segments as a request of `row_count` rows and `raw_size` bytes can need at worst, so that it
     /// cannot meet the end of the spool half way. [`UploadBuffers::unclaim`] gives back what it did not use.
-    pub fn claim(&self, table_index: usize, row_count: usize, raw_size: usize) -> Result<(), Refusal> {
+    pub fn claim(
+        &self,
+        table_index: usize,
+        row_count: usize,
+        raw_size: usize,
+    ) -> Result<(), Refusal> {
         let Some(segments) = self.segments_of(table_index) else {
             return Ok(());
         };
@@ -324,8 +218,13 @@ impl UploadBuffers {
             return Ok(());
         }
         let piece = row_size_max(self.record_size_max).max(STAGING_SIZE);
-        let filled_at_least = self.buffer_size.saturating_sub(deflate_size_max(piece)).max(1);
-        let worst = deflate_size_max(raw_size).div_ceil(filled_at_least).min(row_count) + 1;
+        let filled_at_least = self
+            .buffer_size
+            .saturating_sub(deflate_size_max(piece))
+            .max(1);
+        let worst = deflate_size_max(raw_size)
+            .div_ceil(filled_at_least)
+            .min(row_count);
         // What needs more than half of the spool may meet its end: better than never to be taken at all.
         let wanted = worst.min((segments.count() / 2).max(1));
         let wanted = wanted.saturating_sub(pool.claimed_count);
@@ -351,13 +250,13 @@ impl UploadBuffers {
         raw_size: usize,
         deadline: Option<Instant>,
     ) -> Result<(), Refusal> {
-        let reserved = self.queue.until(deadline, || {
-            match self.try_reserve(table_index, raw_size) {
-                Ok(true) => Some(Ok(())),
-                Ok(false) => None,
-                Err(refusal) => Some(Err(refusal)),
-            }
-        });
+        let reserved =
+            self.queue
+                .until(deadline, || match self.try_reserve(table_index, raw_size) {
+                    Ok(true) => Some(Ok(())),
+                    Ok(false) => None,
+                    Err(refusal) => Some(Err(refusal)),
+                });
         reserved.await.unwrap_or(Err(Refusal::Busy))
     }
 
@@ -440,7 +339,8 @@ impl UploadBuffers {
     pub fn append(&self, table_index: usize, rows: &[u8], row_count: u64) {
         let mut pool = self.pool.borrow_mut();
         pool.positions[table_index] += row_count;
-        self.metrics.update(|update| update.add(Count::RowsAppended, row_count));
+        self.metrics
+            .update(|update| update.add(Count::RowsAppended, row_count));
         let position = pool.positions[table_index];
         let index = pool.open[table_index].expect("reserved before");
         let filling = pool.filling[index].as_mut().expect("an open buffer");
@@ -486,7 +386,12 @@ impl UploadBuffers {
 
     fn seal_oldest(&self, pool: &mut Pool) {
         // More tables than buffers: the oldest open one makes room. One that was sealed before is on its way.
-        let filling = || pool.filling.iter().enumerate().filter_map(|(index, f)| Some((index, f.as_ref()?)));
+        let filling = || {
+            pool.filling
+                .iter()
+                .enumerate()
+                .filter_map(|(index, f)| Some((index, f.as_ref()?)))
+        };
         if filling().all(|(_, filling)| !filling.sealed)
             && let Some((oldest, _)) = filling().min_by_key(|(_, filling)| filling.sequence)
         {
@@ -526,7 +431,10 @@ impl UploadBuffers {
         let totals = filling.buffer.totals(filling.row_count);
         self.metrics.update(|update| {
             update.add(Count::BatchesSealed, 1);
-            update.add(Count::BatchBytes, totals.member_size + MEMBER_END_SIZE as u64);
+            update.add(
+                Count::BatchBytes,
+                totals.member_size + MEMBER_END_SIZE as u64,
+            );
         });
         pool.in_uplink_count += 1;
         if self.tables[table_index].delivered {
@@ -535,6 +443,7 @@ impl UploadBuffers {
         if filling.awaited {
             pool.awaited_in_uplink[table_index] += 1;
         }
+        let reported = filling.on_disk.is_none() || self.tables[table_index].delivered;
         if filling.on_disk.is_none() {
             pool.unspooled_in_uplink_count += 1;
         }
@@ -542,19 +451,14 @@ impl UploadBuffers {
             id: self.batch_id(filling.sequence),
             table_index,
             totals,
-            memory: Some(BatchMemory {
-                buffer: filling.buffer,
-            }),
+            memory: Some(BatchMemory::new(filling.buffer)),
             spooled: filling.on_disk.map(|on_disk| Spooled {
-                found: Found {
-                    slot: on_disk.file.expect("no commit is in progress").slot,
-                    size: on_disk.cursor.segment_size(),
-                    quarantined: false,
-                },
+                found: on_disk.found(on_disk.file.as_ref().expect("no commit is in progress")),
                 segment_id: on_disk.cursor.segment_id(),
                 replaced: on_disk.replaced,
                 damaged: false,
             }),
+            reported,
             awaited: filling.awaited,
             position_end: filling.position_end,
         });
@@ -623,151 +527,6 @@ impl UploadBuffers {
         self.dirty.rung().await;
     }
 
-    /// Flushes a batch that has rows which are not durable, and begins to commit it. `None` where there is none.
-    pub fn commit_begin(&self) -> Option<Commit> {
-        let mut pool = self.pool.borrow_mut();
-        let place_count = pool.filling.len();
-        // Sealed ones first, oldest first: they hold buffers that others may wait for, and a table's rows settle in order.
-        let sealed = (0..place_count)
-            .filter(|index| pool.filling[*index].as_ref().is_some_and(|f| f.sealed && !f.durable()))
-            .min_by_key(|index| pool.filling[*index].as_ref().map(|f| f.sequence));
-        let open = || {
-            (0..place_count)
-                .map(|step| (pool.commit_next + step) % place_count)
-                .find(|index| pool.filling[*index].as_ref().is_some_and(|f| !f.durable()))
-        };
-        let index = sealed.or_else(open)?;
-        pool.commit_next = (index + 1) % place_count;
-        let filling = pool.filling[index].as_mut()?;
-        let UploadBuffer { memory, member } = &mut *filling.buffer;
-        member.flush(memory);
-        let totals = filling.buffer.totals(filling.row_count);
-        let on_disk = filling.on_disk.as_mut()?;
-        let file = on_disk.file.take().expect("one commit at a time");
-        Some(Commit {
-            index,
-            table_index: filling.table_index,
-            position: filling.position_end,
-            totals,
-            file,
-        })
-    }
-
-    /// Puts the next frame of the commit into `buffer`. `None` when all of it is written.
-    pub fn commit_stage(&self, commit: &Commit, buffer: &mut [u8]) -> Option<FrameWrite> {
-        let pool = self.pool.borrow();
-        let filling = pool.filling[commit.index].as_ref().expect("in commit");
-        let on_disk = filling.on_disk.as_ref().expect("in commit");
-        let member_size = commit.totals.member_size as usize;
-        if on_disk.cursor.framed_size() == member_size {
-            return None;
-        }
-        let segments = self.segments.as_ref().expect("a spooled table");
-        let header = || {
-            let table = &self.tables[filling.table_index];
-            SegmentHeader {
-                segment_id: on_disk.cursor.segment_id(),
-                segment_size: segments.segment_size(),
-                batch: self.batch_id(filling.sequence),
-                database: table.database.clone(),
-                table: table.table.clone(),
-            }
-        };
-        let member = &filling.buffer.memory[..member_size];
-        Some(on_disk.cursor.stage(buffer, member, commit.totals, on_disk.durable, header))
-    }
-
-    /// The frame is durable.
-    pub fn commit_advance(&self, commit: &Commit, write: &FrameWrite) {
-        let mut pool = self.pool.borrow_mut();
-        let filling = pool.filling[commit.index].as_mut().expect("in commit");
-        let on_disk = filling.on_disk.as_mut().expect("in commit");
-        on_disk.cursor.advance(write);
-    }
-
-    /// All of the commit is durable: whom it covers can be answered.
-    pub fn commit_end(&self, commit: Commit) {
-        let mut pool = self.pool.borrow_mut();
-        let Commit { index, totals, file, .. } = commit;
-        let filling = pool.filling[index].as_mut().expect("in commit");
-        let on_disk = filling.on_disk.as_mut().expect("in commit");
-        let row_count = totals.row_count - on_disk.durable.row_count;
-        on_disk.durable = totals;
-        on_disk.file = Some(file);
-        self.metrics.update(|update| {
-            update.add(Count::Commits, 1);
-            update.add(Count::RowsDurable, row_count);
-        });
-        self.acks.durable(commit.table_index, commit.position);
-        if filling.sealed && filling.durable() {
-            self.hand_over(&mut pool, index);
-        } else {
-            self.seal_awaited(&mut pool, index);
-        }
-    }
-
-    /// Seals an open batch that somebody waits for, unless another of its table is on its way.
-    fn seal_awaited(&self, pool: &mut Pool, index: usize) {
-        if let Some(filling) = &pool.filling[index]
-            && filling.awaited
-            && !filling.sealed
-            && pool.awaited_in_uplink[filling.table_index] == 0
-        {
-            self.seal(pool, index);
-        }
-    }
-
-    /// A write or its sync failed: nothing it covers is acknowledged, and its file is not written again.
-    /// The batch moves to another segment, once; where it has moved before or there is none, this core's disk has failed.
-    pub fn commit_fail(&self, commit: Commit) {
-        let mut pool = self.pool.borrow_mut();
-        self.metrics.update(|update| update.add(Count::CommitFailures, 1));
-        let filling = pool.filling[commit.index].as_mut().expect("in commit");
-        let on_disk = filling.on_disk.as_mut().expect("in commit");
-        self.acks.failed(commit.table_index, commit.position);
-        let moved_before = !on_disk.replaced.is_empty();
-        on_disk.replaced.push(commit.file.slot);
-        let segments = self.segments.as_ref().expect("a spooled table");
-        let another = match moved_before {
-            false if segments.claim(1) => segments.take().or_else(|| {
-                segments.unclaim(1);
-                None
-            }),
-            _ => None,
-        };
-        match another {
-            Some(file) => {
-                let durable_before = on_disk.durable.row_count;
-                let replaced = std::mem::take(&mut on_disk.replaced);
-                *on_disk = OnDisk::new(file, segments);
-                on_disk.replaced = replaced;
-                // Still durable where they were; they will be counted again.
-                self.metrics.update(|update| update.sub(Count::RowsDurable, durable_before));
-                self.dirty.ring();
-            }
-            None => self.storage_fail(&mut pool),
-        }
-    }
-
-    /// Nothing more can become durable here: what is in memory goes out from memory.
-    fn storage_fail(&self, pool: &mut Pool) {
-        pool.storage_failed = true;
-        for index in 0..pool.filling.len() {
-            let Some(filling) = pool.filling[index].as_mut() else {
-                continue;
-            };
-            let Some(on_disk) = filling.on_disk.take() else {
-                continue;
-            };
-            self.metrics.update(|update| {
-                update.sub(Count::RowsDurable, on_disk.durable.row_count);
-            });
-            self.acks.failed(filling.table_index, filling.position_end);
-            self.seal(pool, index);
-        }
-        self.queue.wake_one();
-    }
-
     fn batch_id(&self, sequence: u64) -> BatchId {
         BatchId {
             run: self.run,
@@ -783,132 +542,5 @@ impl UploadBuffers {
     }
 }
 
-impl OnDisk {
-    fn new(file: SegmentFile, segments: &Segments) -> Self {
-        OnDisk {
-            file: Some(file),
-            cursor: SegmentCursor::new(segments.id_next(), segments.segment_size()),
-            durable: Totals::default(),
-            replaced: Vec::new(),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Config;
-
-    fn buffers(text: &str) -> (UploadBuffers, Arc<Handover>) {
-        let config = Config::parse(text, "test.toml".as_ref(), ".".as_ref()).unwrap();
-        let handover = Arc::new(Handover::new(config.upload.buffer_count));
-        let metrics = Arc::new(CoreMetrics::new());
-        let buffers = UploadBuffers::map(0, &config, handover.clone(), metrics).unwrap();
-        (buffers, handover)
-    }
-
-    const TWO_TABLES: &str = r#"
-        [upload]
-        buffer_count = 2
-        buffer_size = "64KiB"
-        [limits]
-        record = "16KiB"
-        [[route]]
-        path = "/a"
-        table = "A"
-        [[route]]
-        path = "/b"
-        table = "B"
-        [[route]]
-        path = "/c"
-        table = "C"
-    "#;
-
-    #[test]
-    fn a_full_buffer_is_sealed_and_the_pool_never_grows() {
-        let (buffers, handover) = buffers(TWO_TABLES);
-        let row = [b'x'; 1_000];
-        let mut row_count = 0_u64;
-        while buffers.try_reserve(0, row.len()) {
-            buffers.append(0, &row, 1);
-            row_count += 1;
-            assert!(row_count < 1_000_000);
-            if handover.sealed_count() == 2 {
-                break;
-            }
-        }
-        assert!(!buffers.try_reserve(0, row.len()));
-        let batches = [handover.receive().unwrap(), handover.receive().unwrap()];
-        assert!(handover.receive().is_none());
-        assert_eq!(
-            batches.iter().map(|batch| batch.row_count).sum::<u64>(),
-            row_count
-        );
-        assert_eq!((batches[0].sequence, batches[1].sequence), (0, 1));
-        for batch in batches {
-            assert_eq!(batch.member.raw_size, batch.row_count * 1_000);
-            buffers.give_back(batch.into_buffer());
-        }
-        assert_eq!(
-            buffers.counts(),
-            UploadBufferCounts {
-                free: 2,
-                open: 0,
-                in_uplink: 0
-            }
-        );
-    }
-
-    #[test]
-    fn with_more_tables_than_buffers_the_oldest_open_one_makes_room() {
-        let (buffers, handover) = buffers(TWO_TABLES);
-        for table_index in [0, 1] {
-            assert!(buffers.try_reserve(table_index, 8));
-            buffers.append(table_index, b"{\"a\":1}\n", 1);
-        }
-        assert!(
-            !buffers.try_reserve(2, 8),
-            "its buffer is still with the uplink"
-        );
-        let batch = handover.receive().unwrap();
-        assert_eq!(batch.table_index, 0);
-        buffers.give_back(batch.into_buffer());
-        assert!(buffers.try_reserve(2, 8));
-    }
-
-    #[test]
-    fn a_reservation_waits_for_a_buffer_to_come_back() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        tokio::task::LocalSet::new().block_on(&runtime, async {
-            let (buffers, handover) = buffers(TWO_TABLES);
-            let buffers = std::rc::Rc::new(buffers);
-            for table_index in [0, 1] {
-                assert!(buffers.try_reserve(table_index, 8));
-                buffers.append(table_index, b"{\"a\":1}\n", 1);
-            }
-            let waiting = {
-                let buffers = buffers.clone();
-                tokio::task::spawn_local(async move { buffers.reserve(2, 8, None).await })
-            };
-            tokio::task::yield_now().await;
-            assert!(!waiting.is_finished());
-            buffers.give_back(handover.receive().unwrap().into_buffer());
-            assert!(waiting.await.unwrap());
-        });
-    }
-
-    #[test]
-    fn an_open_buffer_without_rows_has_no_age_and_makes_no_blob() {
-        let (buffers, handover) = buffers(TWO_TABLES);
-        assert!(buffers.try_reserve(0, 8));
-        buffers.seal_older_than(Duration::ZERO);
-        assert!(handover.receive().is_none());
-        buffers.append(0, b"{\"a\":1}\n", 1);
-        buffers.seal_older_than(Duration::from_secs(3_600));
-        assert!(handover.receive().is_none());
-        buffers.seal_older_than(Duration::ZERO);
-        assert_eq!(handover.receive().unwrap().row_count, 1);
-    }
-}
+mod tests;

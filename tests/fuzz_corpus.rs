@@ -28,3 +28,8 @@ fn json() {
 fn http1() {
     replay("http1", bodies::http1);
 }
+
+#[test]
+fn segment() {
+    replay("segment", bodies::segment);
+}

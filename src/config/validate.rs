@@ -19,14 +19,16 @@ use super::raw::{
 };
 use super::{
     Ack, Admin, Batch, Compression, Config, Destination, Envelope, Limits, Listener, Memory,
-    PathPattern, Registered, Response, Route, Size, SlabClass, Slabs, Spool, SuccessStatus, Table, Upload,
+    PathPattern, Registered, Response, Route, Size, SlabClass, Slabs, Spool, SuccessStatus, Table,
+    Upload,
 };
 use crate::limits::{
     COMPRESSION_LEVEL_MAX, COMPRESSION_LEVEL_MIN, CONNECTION_COUNT_MAX, CORE_COUNT_MAX,
     DURATION_MAX, ENTITY_NAME_SIZE_MAX, FILE_NAME_SIZE_MAX, LISTENER_COUNT_MAX, MEMORY_LIMIT_MIN,
-    PAGE_SIZE, RECORD_SIZE_MAX, REQUEST_LINE_SIZE_MAX, ROUTE_COUNT_MAX, SEGMENT_COUNT_MAX, SEGMENT_COUNT_MIN, SLAB_CLASS_COUNT_MAX,
-    SLAB_COUNT_MAX, SLAB_SIZE_MAX, SLAB_SIZE_MIN, TAG_SIZE_MAX, UPLOAD_BUFFER_COUNT_MAX,
-    UPLOAD_BUFFER_COUNT_MIN, UPLOAD_BUFFER_SIZE_MAX, segment_size, upload_buffer_size_min,
+    PAGE_SIZE, RECORD_SIZE_MAX, REQUEST_LINE_SIZE_MAX, ROUTE_COUNT_MAX, SEGMENT_COUNT_MAX,
+    SEGMENT_COUNT_MIN, SLAB_CLASS_COUNT_MAX, SLAB_COUNT_MAX, SLAB_SIZE_MAX, SLAB_SIZE_MIN,
+    TAG_SIZE_MAX, UPLOAD_BUFFER_COUNT_MAX, UPLOAD_BUFFER_COUNT_MIN, UPLOAD_BUFFER_SIZE_MAX,
+    segment_size, upload_buffer_size_min,
 };
 
 pub(super) fn validate(raw: RawConfig, base_dir: &Path) -> Result<Config, Vec<Placed>> {

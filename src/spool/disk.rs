@@ -201,7 +201,10 @@ impl Disk for Directory {
 
     fn create(&self, slot: Slot, size: u64) -> io::Result<()> {
         let path = self.segment(slot);
-        let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&path)?;
         let allocated = match fallocate(&file, FallocateFlags::empty(), 0, size) {
             Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(&file, size),
             outcome => outcome.map_err(io::Error::from),
@@ -281,7 +284,9 @@ impl Disk for Directory {
             .rw_flags(libc::RWF_DSYNC)
             .build();
         // The operation owns the memory until it completes, also if this future is dropped.
-        let (written, frame) = UnsubmittedOneshot::new(frame, Written, entry).submit().await;
+        let (written, frame) = UnsubmittedOneshot::new(frame, Written, entry)
+            .submit()
+            .await;
         let outcome = written.and_then(|written| {
             // The rest could be written once more, but a disk that stops in mid-frame is not one to trust.
             if written == size {
@@ -304,8 +309,8 @@ impl OneshotOutputTransform for Written {
     type StoredData = Region;
 
     fn transform_oneshot_output(self, frame: Region, cqe: cqueue::Entry) -> Self::Output {
-        let written = usize::try_from(cqe.result())
-            .map_err(|_| io::Error::from_raw_os_error(-cqe.result()));
+        let written =
+            usize::try_from(cqe.result()).map_err(|_| io::Error::from_raw_os_error(-cqe.result()));
         (written, frame)
     }
 }

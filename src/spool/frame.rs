@@ -155,7 +155,13 @@ mod tests {
     fn headers() -> impl Strategy<Value = FrameHeader> {
         let payload_size = 0..=(FRAME_BUFFER_SIZE - 2 * FRAME_HEADER_SIZE) as u32;
         let place = (any::<u64>(), any::<u32>(), any::<bool>(), payload_size);
-        let sums = (any::<u32>(), any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>());
+        let sums = (
+            any::<u32>(),
+            any::<u64>(),
+            any::<u64>(),
+            any::<u64>(),
+            any::<u32>(),
+        );
         (place, sums).prop_map(|((segment_id, index, continued, payload_size), sums)| {
             let (payload_crc, member_size, raw_size, row_count, raw_crc) = sums;
             FrameHeader {

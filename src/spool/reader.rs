@@ -2,7 +2,7 @@
 //!
 //! Before it: [`super::disk`] has the file.
 //! After it: [`super::recover`] decides what a crash left; [`crate::uplink`] delivers the member.
-//! Thread: any that may block. Allocates: one window of [`FRAME_BUFFER_SIZE`] per reader.
+//! Thread: any that may block. Allocates: never; it reads into a window of [`FRAME_BUFFER_SIZE`] that it is lent.
 //! Invariant: a byte comes out only from a frame of this use of the file whose checksum holds, in order, without a gap.
 //! Not here: inflating; a member is finished from its totals.
 
@@ -15,15 +15,17 @@ use crate::deflate::member_end;
 use crate::limits::{FRAME_BUFFER_SIZE, FRAME_HEADER_SIZE, SECTOR_SIZE, SEGMENT_HEADER_SIZE};
 
 /// The frames of one segment, in order.
-pub struct SegmentReader<D> {
-    disk: D,
+pub struct SegmentReader<'a, D> {
+    disk: &'a D,
     found: Found,
     segment_id: u64,
-    window: Box<[u8]>,
+    window: &'a mut [u8],
     window_offset: u64,
     window_size: usize,
     index_next: u32,
     offset_next: u64,
+    /// Of the frames so far.
+    member_size: u64,
 }
 
 /// What is behind the last good frame.
@@ -54,18 +56,20 @@ pub struct Contents {
     pub tail: Tail,
 }
 
-impl<D: Disk> SegmentReader<D> {
-    /// Reads the frames that belong to `segment_id`.
-    pub fn new(disk: D, found: Found, segment_id: u64) -> Self {
+impl<'a, D: Disk> SegmentReader<'a, D> {
+    /// Reads the frames that belong to `segment_id`, through a `window` of [`FRAME_BUFFER_SIZE`] bytes.
+    pub fn new(disk: &'a D, found: Found, segment_id: u64, window: &'a mut [u8]) -> Self {
+        assert!(window.len() >= FRAME_BUFFER_SIZE, "a frame fits the window");
         SegmentReader {
             disk,
             found,
             segment_id,
-            window: vec![0; FRAME_BUFFER_SIZE].into_boxed_slice(),
+            window,
             window_offset: 0,
             window_size: 0,
             index_next: 0,
             offset_next: SEGMENT_HEADER_SIZE as u64,
+            member_size: 0,
         }
     }
 
@@ -78,9 +82,13 @@ impl<D: Disk> SegmentReader<D> {
         let size = header.frame_size();
         let payload = FRAME_HEADER_SIZE..FRAME_HEADER_SIZE + header.payload_size as usize;
         let frame = self.bytes(offset, size)?;
-        if frame.len() < size || payload_crc(&frame[payload.clone()]) != header.payload_crc {
+        let whole =
+            frame.len() == size && payload_crc(&frame[payload.clone()]) == header.payload_crc;
+        let member_size = self.member_size + u64::from(header.payload_size);
+        if !whole || header.totals.member_size != member_size {
             return Ok(None);
         }
+        self.member_size = member_size;
         self.index_next += 1;
         self.offset_next += size as u64;
         Ok(Some((header, &self.bytes(offset, size)?[payload])))
@@ -103,7 +111,7 @@ impl<D: Disk> SegmentReader<D> {
     }
 
     /// Reads to the end, and tells what is there.
-    pub fn contents(mut self, segment: &SegmentHeader) -> io::Result<Contents> {
+    pub fn contents(mut self, segment: &SegmentHeader<'_>) -> io::Result<Contents> {
         let mut totals = Totals::default();
         let mut frame_count = 0;
         while let Some((header, _)) = self.next_frame()? {
@@ -120,7 +128,7 @@ impl<D: Disk> SegmentReader<D> {
     }
 
     /// What is behind the last good frame, whose totals were `totals`.
-    fn tail(&mut self, totals: Totals, segment: &SegmentHeader) -> io::Result<Tail> {
+    fn tail(&mut self, totals: Totals, segment: &SegmentHeader<'_>) -> io::Result<Tail> {
         let (segment_id, index_next) = (self.segment_id, self.index_next);
         let damaged = self.header_at_next()?;
         let mut row_count_max = damaged.map(|header| header.totals.row_count);
@@ -189,7 +197,7 @@ impl<D: Disk> SegmentReader<D> {
         let wanted_end = (offset + size as u64).min(self.found.size);
         if !(held.contains(&offset) && wanted_end <= held.end) {
             self.window_size = 0;
-            self.window_size = self.disk.read(self.found, &mut self.window, offset)?;
+            self.window_size = self.disk.read(self.found, self.window, offset)?;
             self.window_offset = offset;
         }
         let begin = (offset - self.window_offset) as usize;

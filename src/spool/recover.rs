@@ -12,9 +12,10 @@ use std::collections::HashMap;
 use std::io;
 
 use super::disk::{Disk, Found};
+use super::frame::FrameHeader;
 use super::reader::SegmentReader;
 use super::segment::{BatchId, HeaderFault, SegmentHeader, is_delivered};
-use crate::limits::SEGMENT_HEADER_SIZE;
+use crate::limits::{FRAME_BUFFER_SIZE, SECTOR_SIZE, SEGMENT_HEADER_SIZE};
 
 /// What a file is, as far as its first page tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub enum State {
     /// Never used, or used and delivered.
     Free,
     /// Holds a batch that is not known to be delivered.
-    Pending(SegmentHeader),
+    Pending(SegmentHeader<'static>),
     /// The header cannot be read, and there are frames behind it: nobody can say whose they are.
     Damaged,
     /// The format is another version's.
@@ -31,56 +32,62 @@ pub enum State {
     Quarantined,
 }
 
-/// The state of one file, and the highest segment id that it shows.
-pub fn state_of<D: Disk>(disk: &D, found: Found) -> io::Result<(State, u64)> {
+/// The state of one file.
+pub fn state_of<D: Disk>(disk: &D, found: Found) -> io::Result<State> {
     if found.quarantined {
-        return Ok((State::Quarantined, 0));
+        return Ok(State::Quarantined);
     }
     let mut head = [0; SEGMENT_HEADER_SIZE];
     let size = disk.read(found, &mut head, 0)?;
     match SegmentHeader::decode(&head[..size]) {
         Ok(header) => {
-            let id = header.segment_id;
-            if is_delivered(&head[..size], id) {
-                Ok((State::Free, id))
+            if is_delivered(&head[..size], header.segment_id) {
+                Ok(State::Free)
             } else {
-                Ok((State::Pending(header), id))
+                Ok(State::Pending(header))
             }
         }
-        Err(HeaderFault::Blank) => Ok((State::Free, 0)),
-        Err(HeaderFault::Version(version)) => Ok((State::Version(version), 0)),
+        Err(HeaderFault::Blank) => Ok(State::Free),
+        Err(HeaderFault::Version(version)) => Ok(State::Version(version)),
         Err(HeaderFault::Damaged) => {
-            // The header goes out with the first frame. Where no second one was begun, that write may never have been
-            // confirmed; but where the first is whole, it may have been: then nothing is thrown away.
-            let written = first_frame_id(disk, found)?.is_some();
-            Ok((if written { State::Damaged } else { State::Free }, 0))
+            // The header goes out with the first frame, and a crash may have cut that write off. But where the frame is
+            // whole, or the file was cut, the write may have been confirmed: then nothing is thrown away.
+            let cut = size < SEGMENT_HEADER_SIZE;
+            Ok(if cut || first_frame_id(disk, found)?.is_some() {
+                State::Damaged
+            } else {
+                State::Free
+            })
         }
     }
 }
 
 /// The segment that the first frame says it belongs to, if that frame is whole.
 fn first_frame_id<D: Disk>(disk: &D, found: Found) -> io::Result<Option<u64>> {
-    use super::frame::FrameHeader;
-    let mut sector = [0; crate::limits::SECTOR_SIZE];
+    let mut sector = [0; SECTOR_SIZE];
     let size = disk.read(found, &mut sector, SEGMENT_HEADER_SIZE as u64)?;
     let Some(header) = FrameHeader::decode(&sector[..size]) else {
         return Ok(None);
     };
-    let mut reader = SegmentReader::new(disk.clone(), found, header.segment_id);
+    let mut window = vec![0; FRAME_BUFFER_SIZE];
+    let mut reader = SegmentReader::new(disk, found, header.segment_id, &mut window);
     Ok(reader.next_frame()?.map(|_| header.segment_id))
 }
 
 /// A batch, with every segment that holds it: more than one where a failed write made it move.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PendingBatch {
-    pub segments: Vec<(Found, SegmentHeader)>,
+    pub segments: Vec<(Found, SegmentHeader<'static>)>,
 }
 
 /// Brings together what belongs to one batch; oldest batches first.
-pub fn pending_batches(pending: Vec<(Found, SegmentHeader)>) -> Vec<PendingBatch> {
-    let mut by_batch: HashMap<BatchId, Vec<(Found, SegmentHeader)>> = HashMap::new();
+pub fn pending_batches(pending: Vec<(Found, SegmentHeader<'static>)>) -> Vec<PendingBatch> {
+    let mut by_batch: HashMap<BatchId, Vec<(Found, SegmentHeader<'static>)>> = HashMap::new();
     for (found, header) in pending {
-        by_batch.entry(header.batch).or_default().push((found, header));
+        by_batch
+            .entry(header.batch)
+            .or_default()
+            .push((found, header));
     }
     let mut batches: Vec<(BatchId, PendingBatch)> = by_batch
         .into_iter()

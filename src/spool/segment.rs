@@ -15,6 +15,8 @@
 //! The mark stands before them and not in that write: it names the use of the file that was delivered, so it stays true
 //! while the header of the next use is or is not yet on disk.
 
+use std::borrow::Cow;
+
 use uuid::Uuid;
 use zlib_rs::crc32::crc32;
 
@@ -85,14 +87,14 @@ impl BatchId {
 
 /// What a segment is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SegmentHeader {
+pub struct SegmentHeader<'a> {
     /// New for each use of the file.
     pub segment_id: u64,
     /// Bytes of the file: a shorter one was cut.
     pub segment_size: u64,
     pub batch: BatchId,
-    pub database: String,
-    pub table: String,
+    pub database: Cow<'a, str>,
+    pub table: Cow<'a, str>,
 }
 
 /// Why bytes are not a header.
@@ -106,7 +108,7 @@ pub enum HeaderFault {
     Damaged,
 }
 
-impl SegmentHeader {
+impl SegmentHeader<'_> {
     /// Writes the header to the start of `output`.
     fn write(&self, output: &mut [u8]) {
         let head = &mut output[..HEADER_SIZE];
@@ -129,16 +131,17 @@ impl SegmentHeader {
     }
 
     /// Reads the first [`SEGMENT_HEADER_SIZE`] bytes of a segment, or as many as there are.
-    pub fn decode(segment: &[u8]) -> Result<SegmentHeader, HeaderFault> {
+    pub fn decode(segment: &[u8]) -> Result<SegmentHeader<'static>, HeaderFault> {
         let head = segment.get(HEADER_AT..).unwrap_or_default();
         let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| head[at + byte]));
         let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| head[at + byte]));
+        // A file whose making was cut off may be empty.
+        if head.iter().take(VERSION_AT).all(|byte| *byte == 0) {
+            return Err(HeaderFault::Blank);
+        }
         let Some(magic) = head.get(..HEADER_CRC_AT) else {
             return Err(HeaderFault::Damaged);
         };
-        if magic[..VERSION_AT] == [0; VERSION_AT] {
-            return Err(HeaderFault::Blank);
-        }
         if magic[..VERSION_AT] != MAGIC {
             return Err(HeaderFault::Damaged);
         }
@@ -154,7 +157,8 @@ impl SegmentHeader {
         let name = |begin: usize, size: usize| {
             let bytes = head[NAMES_AT..HEADER_SIZE].get(begin..begin + size);
             let name = bytes.and_then(|bytes| std::str::from_utf8(bytes).ok());
-            name.map(str::to_owned).ok_or(HeaderFault::Damaged)
+            let name = name.map(|name| Cow::Owned(name.to_owned()));
+            name.ok_or(HeaderFault::Damaged)
         };
         let (database_size, table_size) = (u16_at(DATABASE_SIZE_AT), u16_at(TABLE_SIZE_AT));
         Ok(SegmentHeader {
@@ -233,23 +237,25 @@ impl SegmentCursor {
         self.framed_size
     }
 
-    /// Whether a member of up to `member_size` bytes still fits, its unframed part in one commit.
+    /// Whether a member of up to `member_size` bytes still fits, whatever is being written now.
     pub fn fits(&self, member_size: usize) -> bool {
         let unframed = member_size.saturating_sub(self.framed_size);
         let whole = unframed / FRAME_PAYLOAD_SIZE_MAX * frame_size(FRAME_PAYLOAD_SIZE_MAX);
         let rest = frame_size(unframed % FRAME_PAYLOAD_SIZE_MAX);
-        self.offset_next + (whole + rest) as u64 <= self.segment_size
+        // A part may be on its way in a commit, and the rest goes into the next: a frame more, with its heads and padding.
+        let split = 2 * SECTOR_SIZE;
+        self.offset_next + (whole + rest + split) as u64 <= self.segment_size
     }
 
     /// Puts the next frame of `member`, which was flushed with these `totals`, into `buffer`.
     /// `flushed` are the totals of the flush before it. `header` makes the segment's header, for the first write.
-    pub fn stage(
+    pub fn stage<'a>(
         &self,
         buffer: &mut [u8],
         member: &[u8],
         totals: Totals,
         flushed: Totals,
-        header: impl FnOnce() -> SegmentHeader,
+        header: impl FnOnce() -> SegmentHeader<'a>,
     ) -> FrameWrite {
         assert_eq!(member.len() as u64, totals.member_size);
         let payload_size = (member.len() - self.framed_size).min(FRAME_PAYLOAD_SIZE_MAX);
@@ -300,7 +306,7 @@ mod tests {
     use super::*;
     use crate::limits::segment_size;
 
-    fn header() -> SegmentHeader {
+    fn header() -> SegmentHeader<'static> {
         SegmentHeader {
             segment_id: 0x0102_0304_0506_0708,
             segment_size: segment_size(65_536) as u64,
@@ -314,7 +320,7 @@ mod tests {
         }
     }
 
-    fn written(header: &SegmentHeader) -> Vec<u8> {
+    fn written(header: &SegmentHeader<'_>) -> Vec<u8> {
         let mut bytes = vec![0xff; SEGMENT_HEADER_SIZE];
         header.write(&mut bytes[HEADER_AT..]);
         bytes
@@ -324,8 +330,8 @@ mod tests {
     fn a_header_reads_back_with_names_of_any_length() {
         for size in [1, 9, 255, ENTITY_NAME_SIZE_MAX] {
             let mut header = header();
-            header.database = "d".repeat(size);
-            header.table = "t".repeat(size);
+            header.database = "d".repeat(size).into();
+            header.table = "t".repeat(size).into();
             assert_eq!(SegmentHeader::decode(&written(&header)), Ok(header));
         }
     }
@@ -383,7 +389,12 @@ mod tests {
         let segment_size = segment_size(4 * FRAME_PAYLOAD_SIZE_MAX) as u64;
         let member = vec![7; 4 * FRAME_PAYLOAD_SIZE_MAX];
         let mut buffer = vec![0; crate::limits::FRAME_BUFFER_SIZE];
-        for step in [1_000, FRAME_PAYLOAD_SIZE_MAX - 1, FRAME_PAYLOAD_SIZE_MAX, member.len()] {
+        for step in [
+            1_000,
+            FRAME_PAYLOAD_SIZE_MAX - 1,
+            FRAME_PAYLOAD_SIZE_MAX,
+            member.len(),
+        ] {
             let mut cursor = SegmentCursor::new(1, segment_size);
             let mut frame_count = 0;
             let mut end = 0;
