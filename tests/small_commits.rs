@@ -14,8 +14,7 @@ fn a_segment_is_filled_by_small_commits_while_rows_keep_coming() {
     // Age seals nothing here: only a segment that is full does.
     let config = base_config(admin).replace("200ms", "1h")
         + "[upload]\nbuffer_count = 3\nbuffer_size = \"128KiB\"\n\
-           [limits]\nrecord = \"64KiB\"\ndrain = \"1s\"\n\
-           [spool]\ndirectory = \"spool\"\nsize = \"4MiB\"\n";
+           [limits]\nrecord = \"64KiB\"\ndrain = \"1s\"\n";
     let weir = Weir::start_with(&config, admin);
     let answered = std::thread::scope(|scope| {
         let senders: Vec<_> = (0..SENDERS)
