@@ -134,7 +134,7 @@ impl Node {
             None => (None, VecDeque::new(), config.tables.clone()),
         };
         let segments = spool.as_ref().map(|spool| spool.segments().clone());
-        let sink = Arc::new(Sink::open(&config, &tables, &run.to_string())?);
+        let sink = Arc::new(Sink::open(&config, &tables)?);
         let metrics = Arc::new(NodeMetrics {
             cores: (0..core_count)
                 .map(|_| Arc::new(CoreMetrics::new()))

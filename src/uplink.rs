@@ -169,14 +169,10 @@ pub enum Sink {
 
 impl Sink {
     /// Makes the destination ready; fails where it can already be seen that nothing could be written.
-    pub fn open(
-        config: &Config,
-        tables: &[Table],
-        node: &str,
-    ) -> Result<Sink, crate::error::Fatal> {
+    pub fn open(config: &Config, tables: &[Table]) -> Result<Sink, crate::error::Fatal> {
         match &config.destination {
             Destination::Directory { path } => {
-                let directory = Directory::open(path, tables, node)?;
+                let directory = Directory::open(path, tables)?;
                 Ok(Sink::Directory(Arc::new(directory)))
             }
             Destination::Null => Ok(Sink::Null),

@@ -42,6 +42,10 @@ pub use commits::Commit;
 use filling::{Filling, OnDisk};
 
 struct Pool {
+    #[expect(
+        clippy::vec_box,
+        reason = "a buffer goes from here to the uplink and back, and moves as a pointer"
+    )]
     free: Vec<Box<UploadBuffer>>,
     /// One place per buffer.
     filling: Vec<Option<Filling>>,

@@ -21,15 +21,19 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Makes the tables' directories and proves that files can be made in them. `node` is new at every start.
-    pub fn open(root: &Path, tables: &[Table], node: &str) -> Result<Self, Fatal> {
+    /// Makes the tables' directories and proves that files can be made in them.
+    pub fn open(root: &Path, tables: &[Table]) -> Result<Self, Fatal> {
         let mut paths = Vec::with_capacity(tables.len());
         for table in tables {
             let path = root.join(&table.database).join(&table.table);
-            let probe = path.join(format!(".{node}.probe"));
+            // One name for every start, so that one that was killed here leaves nothing for ever.
+            let probe = path.join(".weir.probe");
             fs::create_dir_all(&path)
                 .and_then(|()| File::create(&probe))
-                .and_then(|_| fs::remove_file(&probe))
+                .and_then(|_| match fs::remove_file(&probe) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                    _ => Ok(()),
+                })
                 .map_err(|source| Fatal::DirectoryNotWritable {
                     path: path.clone(),
                     source,
