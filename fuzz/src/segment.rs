@@ -16,7 +16,7 @@ use weir::spool::recover::{State, state_of};
 use weir::spool::segment::{BatchId, SegmentCursor, SegmentHeader};
 
 const BUFFER_SIZE: usize = 8 << 10;
-const ROWS_MAX: usize = 64;
+const ROWS_MAX: u64 = 64;
 
 /// One file, read only.
 #[derive(Clone)]
@@ -127,16 +127,14 @@ fn tampered(bytes: &[u8]) {
     let mut cursor = SegmentCursor::new(header.segment_id, header.segment_size);
     let mut frame = vec![0; FRAME_BUFFER_SIZE];
     let mut rows = Vec::new();
-    let mut row_count = 0;
     let mut durable = Totals::default();
-    for _ in 0..usize::from(next()) % ROWS_MAX {
-        let row = format!("{row_count}:{}\n", "x".repeat(usize::from(next())));
+    for row_index in 0..u64::from(next()) % ROWS_MAX {
+        let row = format!("{row_index}:{}\n", "x".repeat(usize::from(next())));
         if !member.fits(&mut memory, row.len()) || !cursor.fits(member.size_max_after(row.len())) {
             break;
         }
         member.append(&mut memory, row.as_bytes());
         rows.extend_from_slice(row.as_bytes());
-        row_count += 1;
         if next() % 2 == 0 {
             continue;
         }
@@ -145,7 +143,7 @@ fn tampered(bytes: &[u8]) {
             member_size: member.size() as u64,
             raw_size: member.raw_size(),
             raw_crc: member.raw_crc(),
-            row_count,
+            row_count: row_index + 1,
         };
         let member = &memory[..member.size()];
         let write = cursor.stage(&mut frame, member, totals, durable, || header.clone());
