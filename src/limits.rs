@@ -202,6 +202,11 @@ pub const fn upload_buffer_size_min(record_size: usize) -> usize {
     GZIP_HEADER_SIZE + deflate_size_max(row_size_max(record_size)) + GZIP_TRAILER_SIZE
 }
 
+// --- secrets ----------------------------------------------------------------------------------
+
+/// A secret in a file or an environment variable, in bytes: a certificate with its chain and key is far below.
+pub const SECRET_SIZE_MAX: usize = 64 * KIB;
+
 // --- times and sums ---------------------------------------------------------------------------
 
 /// The upper bound of every duration in the configuration: longer is a mistake of units.
