@@ -84,6 +84,11 @@ pub enum Fatal {
     )]
     RingRefused { source: io::Error },
 
+    #[error(
+        "this version of weir does not deliver to Kusto yet; weir check --online tries what it needs"
+    )]
+    KustoNotYet,
+
     #[error("a reactor panicked, its message is above; this is a bug in weir")]
     ReactorPanicked,
 

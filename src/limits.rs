@@ -207,6 +207,14 @@ pub const fn upload_buffer_size_min(record_size: usize) -> usize {
 /// A secret in a file or an environment variable, in bytes: a certificate with its chain and key is far below.
 pub const SECRET_SIZE_MAX: usize = 64 * KIB;
 
+// --- Kusto ------------------------------------------------------------------------------------
+
+/// Hosts in `destination.trusted_hosts`.
+pub const TRUSTED_HOST_COUNT_MAX: usize = 64;
+
+/// A tenant's or client's id, in bytes: a GUID, or a domain name (RFC 1035 §2.3.4).
+pub const IDENTITY_ID_SIZE_MAX: usize = 255;
+
 // --- times and sums ---------------------------------------------------------------------------
 
 /// The upper bound of every duration in the configuration: longer is a mistake of units.

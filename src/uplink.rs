@@ -9,6 +9,7 @@
 //! Not here: any memory of its own for blobs; they are written from the upload buffer.
 
 pub mod directory;
+pub mod kusto;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -108,6 +109,7 @@ impl Sink {
                 Ok(Sink::Directory(Arc::new(directory)))
             }
             Destination::Null => Ok(Sink::Null),
+            Destination::Kusto(_) => Err(crate::error::Fatal::KustoNotYet),
         }
     }
 }

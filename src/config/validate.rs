@@ -18,7 +18,7 @@ use super::raw::{
     RawSlabClass, TableOf,
 };
 use super::{
-    Admin, Batch, Compression, Config, Destination, Envelope, Limits, Listener, Memory,
+    Admin, Batch, Compression, Config, Dedup, Destination, Envelope, Limits, Listener, Memory,
     PathPattern, Registered, Response, Route, Size, SlabClass, Slabs, SuccessStatus, Table, Upload,
 };
 use crate::limits::{
@@ -39,9 +39,16 @@ pub(super) fn validate(raw: RawConfig, base_dir: &Path) -> Result<Config, Vec<Pl
     }
 }
 
+#[derive(Clone, Copy)]
+enum Kind {
+    Directory,
+    Null,
+    Kusto,
+}
+
 /// The errors so far. Each method checks one part and notes what is wrong with it.
 #[derive(Default)]
-struct Check {
+pub(super) struct Check {
     errors: Vec<Placed>,
 }
 
@@ -123,7 +130,7 @@ impl Check {
         }
     }
 
-    fn error(&mut self, span: Range<usize>, message: impl Into<String>) {
+    pub(super) fn error(&mut self, span: Range<usize>, message: impl Into<String>) {
         self.errors.push(Placed {
             span,
             message: message.into(),
@@ -194,7 +201,12 @@ impl Check {
         default
     }
 
-    fn choice<T: Copy>(&mut self, key: Key<String>, choices: &[(&str, T)], default: T) -> T {
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        key: Key<String>,
+        choices: &[(&str, T)],
+        default: T,
+    ) -> T {
         let Some(value) = key else { return default };
         let text = value.get_ref();
         if let Some((_, choice)) = choices.iter().find(|(name, _)| name == text) {
@@ -306,9 +318,26 @@ impl Check {
         default: Destination,
         base_dir: &Path,
     ) -> Destination {
-        let is_directory = self.choice(raw.kind, &[("directory", true), ("null", false)], true);
-        if !is_directory {
-            return Destination::Null;
+        let kind = self.choice(
+            raw.kind.clone(),
+            &[
+                ("directory", Kind::Directory),
+                ("null", Kind::Null),
+                ("kusto", Kind::Kusto),
+            ],
+            Kind::Directory,
+        );
+        match kind {
+            Kind::Directory => self.no_kusto(&raw),
+            Kind::Null => {
+                self.no_kusto(&raw);
+                return Destination::Null;
+            }
+            Kind::Kusto => {
+                return self
+                    .kusto(raw, base_dir)
+                    .map_or(default, Destination::Kusto);
+            }
         }
         let Destination::Directory { path } = default else {
             unreachable!("the default destination is a directory")
@@ -473,6 +502,12 @@ impl Check {
             let table = Table {
                 database: self.entity(route.database, &table_default.database, is_directory),
                 table: self.entity(route.table, &table_default.table, is_directory),
+                mapping: route.mapping.map(|name| self.mapping(name)),
+                dedup: self.choice(
+                    route.dedup,
+                    &[("off", Dedup::Off), ("ingest-by", Dedup::IngestBy)],
+                    table_default.dedup,
+                ),
             };
             let table_index = tables
                 .iter()
@@ -542,6 +577,20 @@ impl Check {
             self.error(value.span(), message);
         }
         value.into_inner()
+    }
+
+    /// A mapping's name. It goes into JSON and into commands, both of which escape it.
+    fn mapping(&mut self, name: Spanned<String>) -> String {
+        let size = name.get_ref().chars().count();
+        let has_control = name.get_ref().chars().any(char::is_control);
+        if !(1..=ENTITY_NAME_SIZE_MAX).contains(&size) || has_control {
+            let message = format!(
+                "a mapping's name has 1 to {ENTITY_NAME_SIZE_MAX} printable characters; remove the \
+                 key where there is no mapping"
+            );
+            self.error(name.span(), message);
+        }
+        name.into_inner()
     }
 
     fn tag(&mut self, key: Key<String>, default: &str) -> String {

@@ -1,0 +1,2 @@
+//! Kusto.
+pub mod trusted;
