@@ -44,6 +44,27 @@ pub struct AuthMetadata {
     pub clock_skew: Option<SignedDuration>,
 }
 
+/// Why a command has no table.
+#[derive(Debug)]
+pub struct CommandError {
+    /// Of the answer, if there was one.
+    pub status: Option<u16>,
+    pub error: UploadError,
+}
+
+impl From<CommandError> for UploadError {
+    fn from(failed: CommandError) -> Self {
+        failed.error
+    }
+}
+
+impl CommandError {
+    /// What the command is about does not exist.
+    pub fn is_not_found(&self) -> bool {
+        self.status == Some(400) && self.error.code.contains("NotFound")
+    }
+}
+
 /// The first table of an answer.
 #[derive(Debug)]
 pub struct Rows {
@@ -167,14 +188,19 @@ impl Endpoint {
         database: &str,
         command: &str,
         step: UploadStep,
-    ) -> Result<Rows, UploadError> {
+    ) -> Result<Rows, CommandError> {
+        let failed = |status, error| CommandError { status, error };
+        let fault = |step, code: &str, detail: String| UploadError {
+            remedy: Remedy::Retry { after: None },
+            step,
+            code: code.into(),
+            detail,
+        };
         let url = self.path("/v1/rest/mgmt");
         let mut authorization = HeaderValue::try_from(format!("Bearer {}", token.expose()))
-            .map_err(|_| UploadError {
-                remedy: Remedy::Retry { after: None },
-                step: UploadStep::Token,
-                code: "token_unusable".into(),
-                detail: "the token has characters that no header can have".into(),
+            .map_err(|_| {
+                let detail = "the token has characters that no header can have".into();
+                failed(None, fault(UploadStep::Token, "token_unusable", detail))
             })?;
         authorization.set_sensitive(true);
         let request_id = request_id();
@@ -192,20 +218,16 @@ impl Endpoint {
             .body(json!({"db": database, "csl": command}).to_string());
         let answer = send(request, MANAGEMENT_TIMEOUT, MANAGEMENT_ANSWER_SIZE_MAX)
             .await
-            .map_err(|unanswered| unanswered.at(step, self.host()))?;
+            .map_err(|unanswered| failed(None, unanswered.at(step, self.host())))?;
         tracing::debug!(
             %step, status = answer.status, %request_id,
             activity_id = answer.activity_id.as_deref(), "a management command was answered"
         );
-        match answer.status {
-            200 => Rows::read(&answer).map_err(|detail| UploadError {
-                remedy: Remedy::Retry { after: None },
-                step,
-                code: "answer_unreadable".into(),
-                detail,
-            }),
+        let result = match answer.status {
+            200 => Rows::read(&answer).map_err(|detail| fault(step, "answer_unreadable", detail)),
             _ => Err(refused(&answer, step, self.host())),
-        }
+        };
+        result.map_err(|error| failed(Some(answer.status), error))
     }
 
     fn path(&self, path: &str) -> Url {

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::management::{Endpoint, Rows};
+use super::management::{CommandError, Endpoint, Rows};
 use super::ranking::Ranking;
 use super::resources::Refresher;
 use super::storage;
@@ -114,62 +114,61 @@ type Note<'a> = dyn FnMut(Verdict, &'static str, String) + 'a;
 async fn look_at_table(endpoint: &Endpoint, token: &Token, table: &Table, note: &mut Note<'_>) {
     let (database, name) = (&table.database, &table.table);
     let run = |command: String| async move {
-        endpoint
-            .command(token, database, &command, UploadStep::Resources)
-            .await
+        let step = UploadStep::Resources;
+        endpoint.command(token, database, &command, step).await
     };
-    match run(".show tables".into())
-        .await
-        .map(|rows| has(&rows, "TableName", name))
-    {
-        Ok(true) => note(Verdict::Ok, "table", format!("{database}.{name} is there")),
-        Ok(false) => {
+    let what = format!("{database}.{name}");
+    match run(format!(".show table {} cslschema", quoted(name))).await {
+        Ok(rows) if has(&rows, "TableName", name) => {
+            note(Verdict::Ok, "table", format!("{what} is there"));
+        }
+        Err(failed) if !failed.is_not_found() => {
+            let (verdict, detail) = unseen(&failed, &what);
+            note(verdict, "table", detail);
+        }
+        _ => {
             let detail = format!(
-                "{database} has no table {name}; docs/KUSTO.md has the command that creates it, or \
-                 change route.table (names are case-sensitive)"
+                "there is no {what}; docs/KUSTO.md has the command that creates a table, or change \
+                 route.database or route.table (names are case-sensitive)"
             );
             note(Verdict::Failed, "table", detail);
-            return;
-        }
-        Err(error) => {
-            let (verdict, detail) = unseen(&error, &format!("{database}.{name}"));
-            note(verdict, "table", detail);
             return;
         }
     }
     let Some(mapping) = &table.mapping else {
         return;
     };
-    // A mapping of the table wins over one of the database, and either will do.
     let of_table = run(format!(
         ".show table {} ingestion json mappings",
         quoted(name)
     ))
     .await;
+    let of_table = match of_table.map(|rows| has(&rows, "Name", mapping)) {
+        Ok(found) => found,
+        Err(failed) => {
+            let (verdict, detail) = unseen(&failed, mapping);
+            note(verdict, "mapping", detail);
+            return;
+        }
+    };
+    // A mapping of the database serves its tables too.
     let of_database = format!(
         ".show database {} ingestion json mappings",
         quoted(database)
     );
-    let found = match of_table.map(|rows| has(&rows, "Name", mapping)) {
-        Ok(false) => run(of_database)
+    if of_table
+        || run(of_database)
             .await
-            .map(|rows| has(&rows, "Name", mapping)),
-        other => other,
-    };
-    match found {
-        Ok(true) => note(Verdict::Ok, "mapping", format!("{mapping} is there")),
-        Ok(false) => {
-            let detail = format!(
-                "{database}.{name} has no JSON mapping {mapping}; docs/KUSTO.md has the command that \
-                 creates it, or change route.mapping (names are case-sensitive)"
-            );
-            note(Verdict::Failed, "mapping", detail);
-        }
-        Err(error) => {
-            let (verdict, detail) = unseen(&error, mapping);
-            note(verdict, "mapping", detail);
-        }
+            .is_ok_and(|rows| has(&rows, "Name", mapping))
+    {
+        note(Verdict::Ok, "mapping", format!("{mapping} is there"));
+        return;
     }
+    let detail = format!(
+        "{what} has no JSON mapping {mapping}; docs/KUSTO.md has the command that creates one, or \
+         change route.mapping (names are case-sensitive)"
+    );
+    note(Verdict::Failed, "mapping", detail);
 }
 
 /// Whether a row has this text in this column.
@@ -184,16 +183,19 @@ fn quoted(name: &str) -> String {
 }
 
 /// Why something could not be looked at. An ingestor may ingest without being allowed to look.
-fn unseen(error: &UploadError, what: &str) -> (Verdict, String) {
-    match error.detail.contains("does not let it ingest") {
-        true => {
+fn unseen(failed: &CommandError, what: &str) -> (Verdict, String) {
+    match failed.status {
+        Some(403) => {
             let detail = format!(
                 "{what} cannot be seen by this identity, which ingesting does not need; to let this \
                  check see it, make the identity a viewer of the database"
             );
             (Verdict::Unknown, detail)
         }
-        false => (Verdict::Failed, format!("{what}: {}", explain(error))),
+        _ => (
+            Verdict::Failed,
+            format!("{what}: {}", explain(&failed.error)),
+        ),
     }
 }
 

@@ -200,20 +200,20 @@ impl Refresher {
         let token = self.tokens.token().await?;
         let first = self.endpoint.command(&token, NO_DATABASE, command, step);
         let error = match first.await {
-            Err(error) if error.remedy == Remedy::Refresh => error,
-            other => return other,
+            Err(failed) if failed.error.remedy == Remedy::Refresh => failed.error,
+            other => return Ok(other?),
         };
         tracing::info!(%error, "the token was refused; another is taken");
         self.tokens.reject(&token).await;
         let token = self.tokens.token().await?;
         let second = self.endpoint.command(&token, NO_DATABASE, command, step);
-        second.await.map_err(|error| match error.remedy {
+        second.await.map_err(|failed| match failed.error.remedy {
             // A new token is refused like the old one: that is no matter of tokens.
             Remedy::Refresh => UploadError {
                 remedy: Remedy::Park,
-                ..error
+                ..failed.error
             },
-            _ => error,
+            _ => failed.error,
         })
     }
 }

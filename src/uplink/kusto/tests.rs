@@ -174,7 +174,8 @@ async fn manage(State(fake): State<Fake>, headers: HeaderMap, body: String) -> R
     let authorization = headers[header::AUTHORIZATION].to_str().unwrap();
     record.authorizations.push(authorization.into());
     record.commands.push(body.clone());
-    if let Some(fault) = record.fault("manage") {
+    let is_engine = body["csl"].as_str().unwrap().starts_with(".show");
+    if let Some(fault) = record.fault(if is_engine { "engine" } else { "manage" }) {
         drop(record);
         return planned(Some(fault)).unwrap();
     }
@@ -204,12 +205,18 @@ async fn manage(State(fake): State<Fake>, headers: HeaderMap, body: String) -> R
             table(&["ResourceTypeName", "StorageRoot"], rows.collect())
         }
         ".get kusto identity token" => table(&["AuthorizationContext"], one("canary-identity==")),
-        ".show tables" => table(&["TableName"], one("Logs")),
+        ".show table ['Logs'] cslschema" => table(&["TableName"], one("Logs")),
+        ".show table ['logs'] cslschema" => {
+            planned(Some(Fault::Body(400, NOT_FOUND.into()))).unwrap()
+        }
         ".show table ['Logs'] ingestion json mappings" => table(&["Name"], one("other")),
         ".show database ['db 1'] ingestion json mappings" => table(&["Name"], one("m1")),
         other => panic!("an unexpected command: {other}"),
     }
 }
+
+const NOT_FOUND: &str = r#"{"error": {"code": "BadRequest_EntityNotFound", "@permanent": true,
+    "@type": "Kusto.Common.Svc.Exceptions.EntityNotFoundException", "@message": "not found"}}"#;
 
 async fn put_blob(
     State(fake): State<Fake>,
@@ -713,7 +720,10 @@ async fn the_walk_says_what_is_missing() {
             ("blob", Verdict::Ok)
         ]
     );
-    assert!(found[3].detail.contains("no table logs"), "{found:?}");
+    assert!(
+        found[3].detail.contains("there is no db 1.logs"),
+        "{found:?}"
+    );
     assert!(found[5].detail.contains("no JSON mapping m2"), "{found:?}");
 
     fake.plan("manage", [Fault::Body(403, "{}".into())]);
@@ -723,6 +733,16 @@ async fn the_walk_says_what_is_missing() {
         found.last().unwrap().detail.contains("ingestors"),
         "{found:?}"
     );
+
+    // An ingestor may not look.
+    let unauthorized = || Fault::Body(403, "{}".into());
+    fake.plan("engine", [unauthorized(), unauthorized()]);
+    let found = findings(&fake, &tables()).await;
+    assert_eq!(
+        verdicts(&found)[3..5],
+        [("table", Verdict::Unknown), ("mapping", Verdict::Unknown)]
+    );
+    assert!(found[3].detail.contains("viewer"), "{found:?}");
 
     fake.plan("put", [forbidden()]);
     let found = findings(&fake, &[]).await;
