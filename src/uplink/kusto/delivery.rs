@@ -269,24 +269,27 @@ impl Delivery {
         if error.remedy == Remedy::DeadLetter {
             return Err(error);
         }
-        // The shortest pause that any of them asked for: one that takes it is enough.
-        let after = |error: &UploadError| match error.remedy {
-            Remedy::Retry { after } => Some(after.unwrap_or_default()),
-            _ => None,
-        };
-        let Some(before) = before else {
-            return Ok(error);
-        };
-        let shortest = [after(&before), after(&error)].into_iter().flatten().min();
-        Ok(match shortest {
-            Some(pause) => UploadError {
-                remedy: Remedy::Retry {
-                    after: (!pause.is_zero()).then_some(pause),
-                },
-                ..error
-            },
+        Ok(match before {
+            Some(before) => both(before, error),
             None => error,
         })
+    }
+}
+
+/// What two places said, as one error: the shortest pause that was asked for, since one place is enough; else that a
+/// refresh is under way, which may cure the other as well.
+fn both(before: UploadError, error: UploadError) -> UploadError {
+    let pause = |error: &UploadError| match error.remedy {
+        Remedy::Retry { after } => after,
+        _ => None,
+    };
+    match [pause(&before), pause(&error)].into_iter().flatten().min() {
+        Some(after) => UploadError {
+            remedy: Remedy::Retry { after: Some(after) },
+            ..error
+        },
+        None if before.remedy == Remedy::Refresh => before,
+        None => error,
     }
 }
 
@@ -342,6 +345,34 @@ mod tests {
     use super::*;
     use crate::config::Dedup;
     use proptest::prelude::*;
+    use std::time::Duration;
+
+    #[test]
+    fn the_shortest_pause_wins_and_then_a_refresh() {
+        let error = |remedy, code: &str| UploadError {
+            remedy,
+            step: UploadStep::PutBlob,
+            code: code.into(),
+            detail: String::new(),
+        };
+        let retry = |seconds: Option<u64>| Remedy::Retry {
+            after: seconds.map(Duration::from_secs),
+        };
+        for (before, after, expected) in [
+            (retry(None), retry(None), retry(None)),
+            (retry(Some(9)), retry(Some(4)), retry(Some(4))),
+            (retry(Some(4)), retry(None), retry(Some(4))),
+            (Remedy::Refresh, retry(Some(4)), retry(Some(4))),
+            (Remedy::Refresh, retry(None), Remedy::Refresh),
+            (retry(None), Remedy::Refresh, Remedy::Refresh),
+        ] {
+            let both = both(error(before, "a"), error(after, "b"));
+            assert_eq!(both.remedy, expected, "{before:?} {after:?}");
+        }
+        // The words are of the error that has the remedy.
+        let both = both(error(Remedy::Refresh, "a"), error(retry(None), "b"));
+        assert_eq!(both.code, "a");
+    }
 
     proptest! {
         #[test]

@@ -44,6 +44,10 @@ struct Record {
     /// The host of the resources; the fake's own where none is set.
     storage_host: Option<String>,
     login: Option<String>,
+    /// What the signatures say of their end, if anything.
+    sas_lifetime: Option<jiff::SignedDuration>,
+    /// Accounts are numbered from here.
+    account_first: usize,
     faults: BTreeMap<&'static str, VecDeque<Fault>>,
     token_forms: Vec<BTreeMap<String, String>>,
     /// The `Authorization` fields of management commands.
@@ -193,9 +197,15 @@ async fn manage(State(fake): State<Fake>, headers: HeaderMap, body: String) -> R
             record.resource_lists += 1;
             let list = record.resource_lists;
             let host = record.storage_host.clone().unwrap_or(fake.origin.clone());
-            let rows = (0..record.accounts).flat_map(|account| {
-                let root =
-                    |object| format!("{host}/k{account}/{object}?sv=1&sig=canary-sas%2B{list}");
+            let end = record
+                .sas_lifetime
+                .map(|lifetime| jiff::Timestamp::now() + lifetime);
+            let end = end.map_or(String::new(), |end| format!("&se={end:.0}"));
+            let accounts = record.account_first..record.account_first + record.accounts;
+            let rows = accounts.flat_map(|account| {
+                let root = |object| {
+                    format!("{host}/k{account}/{object}?sv=1{end}&sig=canary-sas%2B{list}")
+                };
                 [
                     vec!["TempStorage".to_owned(), root("container")],
                     vec!["SecuredReadyForAggregationQueue".into(), root("queue")],
@@ -461,6 +471,49 @@ async fn a_refused_signature_is_cured_by_a_refresh() {
     // The new list has new signatures.
     assert!(record.puts[0].0.ends_with("sig=canary-sas%2B1"));
     assert!(record.puts[2].0.ends_with("sig=canary-sas%2B2"));
+}
+
+#[tokio::test]
+async fn a_signature_about_to_end_is_exchanged_and_the_path_stays() {
+    let fake = Fake::start(1).await;
+    let minutes = jiff::SignedDuration::from_mins;
+    fake.record().sas_lifetime = Some(minutes(30));
+    fake.plan("post", [busy(None), busy(None)]);
+    let client = Client::open(&fake);
+    let mut delivery = client.begin(NAME);
+    delivery.attempt(&SOURCE).await.unwrap_err();
+    // The old signature would end before the service has read the blob.
+    fake.record().sas_lifetime = Some(minutes(90));
+    client.kusto.shared.resources.request();
+    delivery.refreshed().await;
+    delivery.attempt(&SOURCE).await.unwrap_err();
+    // The next is good for longer than that, and stays.
+    client.kusto.shared.resources.request();
+    delivery.refreshed().await;
+    delivery.attempt(&SOURCE).await.unwrap();
+    let record = fake.record();
+    assert_eq!(record.puts.len(), 1);
+    let path = record.messages[0]["BlobPath"].as_str().unwrap();
+    assert!(path.ends_with("sig=canary-sas%2B2"), "{path}");
+    assert!(path.contains(record.blobs.keys().next().unwrap()), "{path}");
+}
+
+#[tokio::test]
+async fn a_blob_whose_container_goes_is_put_again() {
+    let fake = Fake::start(1).await;
+    fake.record().sas_lifetime = Some(jiff::SignedDuration::from_mins(30));
+    fake.plan("post", [busy(None)]);
+    let client = Client::open(&fake);
+    let mut delivery = client.begin(NAME);
+    delivery.attempt(&SOURCE).await.unwrap_err();
+    fake.record().account_first = 7;
+    client.kusto.shared.resources.request();
+    delivery.refreshed().await;
+    delivery.attempt(&SOURCE).await.unwrap();
+    let record = fake.record();
+    assert_eq!((record.puts.len(), record.messages.len()), (2, 1));
+    let path = record.messages[0]["BlobPath"].as_str().unwrap();
+    assert!(path.contains("/k7/container/"), "{path}");
 }
 
 #[tokio::test]
