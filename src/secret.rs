@@ -5,7 +5,7 @@
 //! Thread: the uplink's runtime, and the main thread at start. Allocates: for each secret read.
 //! Invariant: the content leaves these types only through a method called `expose`, and its memory is zeroed when it
 //! is given back. No type here has `Serialize`, and what they print does not depend on the content of the secret.
-//! Not here: encryption; a secret is plain in memory while it is in use.
+//! Not here: encryption; a secret is plain in memory while it is in use, also in the HTTP client's own copy of a request.
 
 use std::fmt;
 use std::io::Read;

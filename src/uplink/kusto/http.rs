@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use reqwest::header::{DATE, HeaderMap, HeaderName, RETRY_AFTER};
-use reqwest::{Client, RequestBuilder, Url, redirect};
+use reqwest::{Client, RequestBuilder, Response, Url, redirect};
 
 use super::trusted::is_loopback;
 use crate::error::{Fatal, Remedy, UploadError, UploadStep};
@@ -76,9 +76,7 @@ impl Http {
     /// The client for a host.
     pub fn client(&self, url: &Url) -> &Client {
         // RFC 3927: the metadata service has a link-local address.
-        let is_local = |host: &str| {
-            is_loopback(host) || host.starts_with("169.254.") || host == "[fd00:ec2::254]"
-        };
+        let is_local = |host: &str| is_loopback(host) || host.starts_with("169.254.");
         match url.host_str().is_some_and(is_local) {
             true => &self.local,
             false => &self.outward,
@@ -98,16 +96,24 @@ pub async fn send(
         .await
         .map_err(Unanswered::from)?;
     let mut answer = Answer::new(response.status().as_u16(), response.headers());
-    while answer.body.len() < size_max {
-        let Some(chunk) = response.chunk().await.map_err(Unanswered::from)? else {
+    answer.body = read_body(&mut response, size_max).await?;
+    Ok(answer)
+}
+
+/// The body, up to `size_max` bytes of it.
+pub async fn read_body(
+    response: &mut Response,
+    size_max: usize,
+) -> Result<Vec<u8>, reqwest::Error> {
+    let mut body = Vec::new();
+    while body.len() < size_max {
+        let Some(chunk) = response.chunk().await? else {
             break;
         };
-        let room = size_max - answer.body.len();
-        answer
-            .body
-            .extend_from_slice(&chunk[..chunk.len().min(room)]);
+        let room = size_max - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
     }
-    Ok(answer)
+    Ok(body)
 }
 
 impl Answer {

@@ -29,13 +29,13 @@ use jiff::Timestamp;
 use reqwest::Url;
 
 use super::certificate::Certificate;
-use super::http::{Http, one_line};
+use super::http::{Http, one_line, read_body};
 use super::management::Endpoint;
 use super::token::{Issuer, Token};
 use super::trusted::is_loopback;
 use crate::config::Identity;
 use crate::error::{Remedy, UploadError, UploadStep};
-use crate::limits::TOKEN_TIMEOUT;
+use crate::limits::{MANAGEMENT_ANSWER_SIZE_MAX, TOKEN_TIMEOUT};
 use crate::secret::{Secret, SecretSource};
 
 /// Gets tokens for one endpoint's audience.
@@ -319,7 +319,7 @@ impl HttpClient for IdentityTransport {
             };
             azure_core::Error::new(kind, error.without_url())
         };
-        let answer = outgoing.body(body.clone()).send().await.map_err(broken)?;
+        let mut answer = outgoing.body(body.clone()).send().await.map_err(broken)?;
         let status = answer.status().as_u16().into();
         let headers = answer.headers().iter().filter_map(|(name, value)| {
             let value = value.to_str().ok()?.to_owned();
@@ -329,7 +329,9 @@ impl HttpClient for IdentityTransport {
             ))
         });
         let headers = Headers::from(headers.collect::<std::collections::HashMap<_, _>>());
-        let body = answer.bytes().await.map_err(broken)?;
+        let body = read_body(&mut answer, MANAGEMENT_ANSWER_SIZE_MAX)
+            .await
+            .map_err(broken)?;
         Ok(AsyncRawResponse::from_bytes(status, headers, body))
     }
 }

@@ -234,9 +234,6 @@ fn explain(error: &UploadError) -> String {
         "AuthenticationFailed" => {
             "; the signature was just issued, so check this machine's clock first"
         }
-        "AuthorizationFailure" => {
-            "; the storage account refuses this network, check the cluster's private endpoint"
-        }
         _ => "",
     };
     format!("{} ({}){hint}", error.detail, error.code)

@@ -112,7 +112,7 @@ fn refused(answer: &Answer, step: UploadStep, host: &str) -> UploadError {
         }
         (408 | 429, _) | (500.., _) => retry,
         // The service's own word that it will never take this; without one it is somebody in between.
-        (400..=499, Some(_)) => Remedy::DeadLetter,
+        (400 | 411 | 413, Some(_)) => Remedy::DeadLetter,
         _ => retry,
     };
     let hint = match (answer.status, answer.clock_skew) {
@@ -120,6 +120,9 @@ fn refused(answer: &Answer, step: UploadStep, host: &str) -> UploadError {
             ", and this machine's clock is {} s off the service's",
             skew.as_secs()
         ),
+        (403, _) if code == Some("AuthorizationFailure") => {
+            ", it refuses this network; check the cluster's private endpoint".into()
+        }
         (300..400, _) => ", a redirect, which weir does not follow".into(),
         _ => String::new(),
     };
@@ -161,6 +164,7 @@ mod tests {
             (504, None, retry),
             (400, Some("InvalidHeaderValue"), Remedy::DeadLetter),
             (413, Some("RequestBodyTooLarge"), Remedy::DeadLetter),
+            (409, Some("AccountBeingCreated"), retry),
             // No storage service said so.
             (400, None, retry),
             (413, None, retry),

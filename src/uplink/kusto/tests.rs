@@ -334,6 +334,13 @@ impl Client {
     }
 }
 
+/// Waits for new resources, and not for ever: a refresh that nobody asked for never comes.
+async fn refreshed(delivery: &Delivery) {
+    let patience = std::time::Duration::from_secs(60);
+    let waited = tokio::time::timeout(patience, delivery.refreshed()).await;
+    waited.expect("a refresh was asked for");
+}
+
 /// Not compressed: nobody here reads it.
 const ROWS: &[u8] = b"{\"a\":1}\n";
 const SOURCE: Bytes = Bytes::from_static(ROWS);
@@ -465,7 +472,7 @@ async fn a_refused_signature_is_cured_by_a_refresh() {
     let mut delivery = client.begin(NAME);
     let error = delivery.attempt(&SOURCE).await.unwrap_err();
     assert_eq!(error.remedy, Remedy::Refresh);
-    delivery.refreshed().await;
+    refreshed(&delivery).await;
     delivery.attempt(&SOURCE).await.unwrap();
     let record = fake.record();
     // The new list has new signatures.
@@ -485,11 +492,11 @@ async fn a_signature_about_to_end_is_exchanged_and_the_path_stays() {
     // The old signature would end before the service has read the blob.
     fake.record().sas_lifetime = Some(minutes(90));
     client.kusto.shared.resources.request();
-    delivery.refreshed().await;
+    refreshed(&delivery).await;
     delivery.attempt(&SOURCE).await.unwrap_err();
     // The next is good for longer than that, and stays.
     client.kusto.shared.resources.request();
-    delivery.refreshed().await;
+    refreshed(&delivery).await;
     delivery.attempt(&SOURCE).await.unwrap();
     let record = fake.record();
     assert_eq!(record.puts.len(), 1);
@@ -508,7 +515,7 @@ async fn a_blob_whose_container_goes_is_put_again() {
     delivery.attempt(&SOURCE).await.unwrap_err();
     fake.record().account_first = 7;
     client.kusto.shared.resources.request();
-    delivery.refreshed().await;
+    refreshed(&delivery).await;
     delivery.attempt(&SOURCE).await.unwrap();
     let record = fake.record();
     assert_eq!((record.puts.len(), record.messages.len()), (2, 1));
@@ -550,7 +557,7 @@ async fn a_service_that_is_away_at_start_is_waited_for() {
         (Remedy::Retry { after: None }, UploadStep::Endpoint)
     );
     assert!(client.kusto.refresh_error().is_some());
-    delivery.refreshed().await;
+    refreshed(&delivery).await;
     delivery.attempt(&SOURCE).await.unwrap();
     assert_eq!(client.kusto.refresh_error(), None);
 }
@@ -856,7 +863,7 @@ async fn no_secret_is_in_any_line_at_trace_level() {
     let mut errors = Vec::new();
     while let Err(error) = delivery.attempt(&SOURCE).await {
         if error.remedy == Remedy::Refresh || error.step == UploadStep::Resources {
-            delivery.refreshed().await;
+            refreshed(&delivery).await;
         }
         errors.push(format!("{error} {error:?}"));
         assert!(errors.len() < 10, "{error}");
