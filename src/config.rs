@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::Fatal;
-use crate::limits::{KIB, MIB};
+use crate::limits::{GIB, KIB, MIB, segment_size};
 
 pub use error::{ConfigError, ConfigErrors};
 pub use kusto::{Identity, KustoConfig, Mode};
@@ -42,6 +42,7 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     pub admin: Admin,
     pub destination: Destination,
+    pub spool: Spool,
     pub batch: Batch,
     pub compression: Compression,
     pub response: Response,
@@ -78,6 +79,15 @@ pub enum Destination {
     Null,
     /// Azure Data Explorer.
     Kusto(KustoConfig),
+}
+
+/// Where batches are kept until they are delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spool {
+    /// Already joined to the configuration's directory.
+    pub directory: PathBuf,
+    /// Bytes, all cores together; room for at least two batches per core.
+    pub size: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,6 +190,8 @@ pub struct Limits {
     pub connections: usize,
     /// Bytes of the largest record, compacted; more is 413.
     pub record: usize,
+    /// How long a request on a route with `ack = "delivered"` waits for the delivery before 503.
+    pub ack: Duration,
     /// How long a shutdown waits for requests in flight and for delivery.
     pub drain: Duration,
 }
@@ -197,6 +209,7 @@ pub struct Route {
     /// Index in [`Config::tables`].
     pub table_index: usize,
     pub envelope: Envelope,
+    pub ack: Ack,
     /// The tag of the path `/`; needs no escaping in JSON.
     pub default_tag: String,
 }
@@ -219,7 +232,30 @@ pub enum Envelope {
     None,
 }
 
-/// A Kusto table, and how its blobs are ingested: routes that differ in that share no blob.
+/// What a success answer promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ack {
+    /// The records are in memory; a crash loses them.
+    Memory,
+    /// The records are in the spool, and synced.
+    Durable,
+    /// The records are at their destination.
+    Delivered,
+}
+
+impl Ack {
+    /// As it is configured, and as the answer says it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Durable => "durable",
+            Self::Delivered => "delivered",
+        }
+    }
+}
+
+/// A Kusto table, with what all rows of one upload buffer have in common: routes that differ in any of it share no
+/// blob.
 /// Both names are safe as the name of a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Table {
@@ -228,6 +264,10 @@ pub struct Table {
     /// The name of a JSON mapping; without one, properties go to the columns of their names.
     pub mapping: Option<String>,
     pub dedup: Dedup,
+    /// Whether its batches go through the spool. Routes with `ack = "memory"` do not share a batch with others.
+    pub spooled: bool,
+    /// Whether a route of it promises delivery.
+    pub delivered: bool,
 }
 
 /// What keeps a blob that was sent twice from being ingested twice.
@@ -251,6 +291,10 @@ impl Default for Config {
                 address: SocketAddr::from(([127, 0, 0, 1], 9881)),
             },
             destination: Destination::Directory { path: "out".into() },
+            spool: Spool {
+                directory: "weir-data/spool".into(),
+                size: GIB as u64,
+            },
             batch: Batch {
                 max_age: Duration::from_secs(10),
             },
@@ -284,6 +328,8 @@ impl Default for Config {
                 connections: 1024,
                 // The largest value of Kusto's `dynamic` type.
                 record: MIB,
+                // Senders of webhooks give up after ten seconds.
+                ack: Duration::from_secs(8),
                 drain: Duration::from_secs(30),
             },
             memory: Memory { limit: None },
@@ -291,6 +337,7 @@ impl Default for Config {
                 pattern: PathPattern::Prefix("/".into()),
                 table_index: 0,
                 envelope: Envelope::FluentBit,
+                ack: Ack::Durable,
                 default_tag: "http.0".into(),
             }],
             tables: vec![Table {
@@ -298,6 +345,8 @@ impl Default for Config {
                 table: "Events".into(),
                 mapping: None,
                 dedup: Dedup::Off,
+                spooled: true,
+                delivered: false,
             }],
         }
     }
@@ -318,6 +367,30 @@ impl Config {
     pub fn parse(text: &str, path: &Path, base_dir: &Path) -> Result<Self, ConfigErrors> {
         let raw = raw::parse(text).map_err(|errors| ConfigErrors::new(path, text, errors))?;
         validate::validate(raw, base_dir).map_err(|errors| ConfigErrors::new(path, text, errors))
+    }
+
+    /// Whether a table is spooled.
+    pub fn has_spool(&self) -> bool {
+        self.tables.iter().any(|table| table.spooled)
+    }
+
+    /// Segments that the spool has room for; none where no table is spooled.
+    pub fn segment_count(&self) -> usize {
+        if self.has_spool() {
+            (self.spool.size / segment_size(self.upload.buffer_size) as u64) as usize
+        } else {
+            0
+        }
+    }
+
+    /// Batches whose delivery a core may want to hear of at a time: as many as the spool holds, where a route promises
+    /// delivery.
+    pub fn reported_max(&self) -> usize {
+        if self.tables.iter().any(|table| table.delivered) {
+            self.segment_count()
+        } else {
+            0
+        }
     }
 
     /// What is valid but likely not meant, one sentence each.

@@ -3,7 +3,8 @@
 //! Before it: [`crate::accept`] has a socket and a place for it.
 //! After it: [`crate::encoder`] has the records, and the peer its answers.
 //! Thread: one reactor; one task per connection. Allocates: at accept (the task, the reply buffer), then never.
-//! Invariant: exactly one answer per request, in order; an idle connection holds no slab;
+//! Invariant: exactly one answer per request, in order; a success is answered once its promise is kept; an idle
+//! connection holds no slab, nor does one that waits for a commit;
 //! `begin ≤ received ≤ slab size`.
 //! Not here: deadlines for slow senders.
 //!
@@ -23,14 +24,16 @@ use tokio_uring::net::TcpStream;
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
 use crate::accept::Place;
-use crate::config::Route;
-use crate::encoder::{NotEncoded, Request};
-use crate::error::Reject;
+use crate::ack::Ticket;
+use crate::config::{Ack, Route};
+use crate::encoder::{Encoded, NotEncoded, Request};
+use crate::error::{Refusal, Reject};
 use crate::http::chunked::Chunked;
 use crate::http::h1::{self, Framing, Head, Method};
 use crate::http::reply::{Persistence, Replies};
-use crate::limits::{HEAD_SIZE_MAX, LINGER_SIZE_MAX, LINGER_TIME};
-use crate::metrics::Count;
+use crate::limits::{
+    HEAD_SIZE_MAX, LINGER_SIZE_MAX, LINGER_TIME, REPLY_BUFFER_SIZE, REPLY_SIZE_MAX,
+};
 use crate::reactor::Core;
 use crate::slab::Slab;
 
@@ -47,9 +50,27 @@ enum Next {
 /// Why a request ended without being accepted.
 enum Unserved {
     Rejected(Reject),
-    Refused,
+    Refused(Refusal),
     Gone,
 }
+
+impl From<Refusal> for Unserved {
+    fn from(refusal: Refusal) -> Self {
+        Unserved::Refused(refusal)
+    }
+}
+
+/// A request whose rows are encoded, and which is answered when its promise is kept.
+#[derive(Clone, Copy)]
+struct Unsettled {
+    ticket: Ticket,
+    record_count: u64,
+    row_bytes: u64,
+    persistence: Persistence,
+}
+
+/// As many as have room in the reply buffer.
+const UNSETTLED_COUNT_MAX: usize = REPLY_BUFFER_SIZE / REPLY_SIZE_MAX;
 
 impl From<Reject> for Unserved {
     fn from(reject: Reject) -> Self {
@@ -68,6 +89,7 @@ struct Connection {
     stream: Rc<TcpStream>,
     place: Place,
     replies: Replies,
+    unsettled: [Option<Unsettled>; UNSETTLED_COUNT_MAX],
 }
 
 /// What was received of the requests in a slab.
@@ -84,6 +106,7 @@ pub async fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) {
         stream,
         place,
         replies: Replies::new(),
+        unsettled: [None; UNSETTLED_COUNT_MAX],
     };
     if connection.run().await.is_ok() {
         connection.linger().await;
@@ -96,7 +119,7 @@ impl Connection {
         loop {
             self.suspend().await?;
             let Some(slab) = self.core.slabs.acquire(0, self.core.wait_deadline()).await else {
-                self.answer_unserved(Unserved::Refused, false)?;
+                self.answer_unserved(Refusal::Busy.into(), false)?;
                 return self.flush().await;
             };
             let mut inbox = Inbox {
@@ -112,7 +135,7 @@ impl Connection {
                 if inbox.pending() == 0 {
                     break;
                 }
-                if !self.replies.has_room() {
+                if self.is_full() {
                     self.flush().await?;
                 }
                 inbox.step_down(&self.core).await;
@@ -122,6 +145,7 @@ impl Connection {
 
     /// Waits, without a slab, until there is something to read. Gathered replies are written meanwhile.
     async fn suspend(&mut self) -> Result<(), Gone> {
+        self.settle().await;
         self.place.set_idle(true);
         // Submitted together, the two cost one system call; the poll sees whatever comes after the replies.
         let readable = poll_readable(self.stream.as_raw_fd());
@@ -143,7 +167,10 @@ impl Connection {
         let head = match self.receive_head(inbox).await {
             Ok(Some(head)) => head,
             Ok(None) => return Err(Gone),
-            Err(unserved) => return self.answer_unserved(unserved, false),
+            Err(unserved) => {
+                self.settle().await;
+                return self.answer_unserved(unserved, false);
+            }
         };
         let served = self.serve_request(inbox, &head).await;
         // Only now: a drain that began meanwhile makes this the last answer.
@@ -156,16 +183,21 @@ impl Connection {
             (true, true) => Persistence::KeepAliveConfirmed,
         };
         match served {
-            Ok(record_count) => {
-                let status = self.core.config.response.status.code();
-                self.replies
-                    .accepted(status, record_count, &self.core.clock.date(), persistence);
+            Ok((encoded, ticket)) => {
+                let free = self.unsettled.iter_mut().find(|place| place.is_none());
+                *free.expect("flushed where it is full") = Some(Unsettled {
+                    ticket,
+                    record_count: encoded.record_count,
+                    row_bytes: encoded.row_bytes,
+                    persistence,
+                });
                 Ok(match persistence {
                     Persistence::Close => Next::Close,
                     _ => Next::Request,
                 })
             }
             Err((unserved, in_sync)) => {
+                self.settle().await;
                 self.answer_unserved(unserved, in_sync && persistence != Persistence::Close)
             }
         }
@@ -199,12 +231,13 @@ impl Connection {
         }
     }
 
-    /// Receives the body and encodes it; the number of records. An error says whether the next request's place is known.
+    /// Receives the body and encodes it; what the answer waits for. An error says whether the next request's place is
+    /// known.
     async fn serve_request(
         &mut self,
         inbox: &mut Inbox,
         head: &Head,
-    ) -> Result<u64, (Unserved, bool)> {
+    ) -> Result<(Encoded, Ticket), (Unserved, bool)> {
         let core = self.core.clone();
         let route = match admit(&core, inbox, head) {
             Ok(route) => route,
@@ -221,6 +254,7 @@ impl Connection {
             && head.framing != Framing::Length(0)
         {
             // RFC 9110 §10.1.1: the decision to read the body has been made.
+            self.settle().await;
             self.replies.continue_100();
         }
         let (body_end, request_end) = match head.framing {
@@ -243,7 +277,17 @@ impl Connection {
         let begin = inbox.begin;
         inbox.begin = request_end;
         if core.floor_receive {
-            return Ok(core.accepted(0, 0));
+            let encoded = Encoded {
+                record_count: 0,
+                row_bytes: 0,
+                position: 0,
+            };
+            let ticket = Ticket {
+                table_index: route.table_index,
+                position: 0,
+                ack: Ack::Memory,
+            };
+            return Ok((encoded, ticket));
         }
         let request = &mut inbox.slab.bytes()[begin..body_end];
         let (head_bytes, body) = request.split_at_mut(head.size);
@@ -258,9 +302,19 @@ impl Connection {
             .encode(&core.upload_buffers, request, core.wait_deadline())
             .await;
         match encoded {
-            Ok(encoded) => Ok(core.accepted(encoded.record_count, encoded.row_bytes)),
+            Ok(encoded) => Ok((
+                encoded,
+                Ticket {
+                    table_index: route.table_index,
+                    position: encoded.position,
+                    ack: route.ack,
+                },
+            )),
             Err(NotEncoded::Rejected(reject)) => Err((reject.into(), true)),
-            Err(NotEncoded::Refused) => Err((Unserved::Refused, true)),
+            Err(NotEncoded::Refused { refusal, row_count }) => {
+                core.count_unacknowledged(row_count);
+                Err((refusal.into(), true))
+            }
         }
     }
 
@@ -316,7 +370,7 @@ impl Connection {
         self.flush().await?;
         let slabs = &self.core.slabs;
         let acquired = slabs.acquire(class_index, self.core.wait_deadline()).await;
-        inbox.move_to(acquired.ok_or(Unserved::Refused)?);
+        inbox.move_to(acquired.ok_or(Refusal::Busy)?);
         Ok(())
     }
 
@@ -332,8 +386,47 @@ impl Connection {
         Ok(size)
     }
 
-    /// Writes the gathered replies.
+    /// Whether the answers that are gathered or to be gathered fill the reply buffer.
+    fn is_full(&self) -> bool {
+        !self.replies.has_room() || self.unsettled.iter().all(Option::is_some)
+    }
+
+    /// Waits until the promises made to this connection are kept, and gathers their answers.
+    async fn settle(&mut self) {
+        for index in 0..UNSETTLED_COUNT_MAX {
+            let Some(unsettled) = self.unsettled[index].take() else {
+                return;
+            };
+            let Unsettled {
+                ticket,
+                record_count,
+                row_bytes,
+                persistence,
+            } = unsettled;
+            let core = &self.core;
+            let deadline =
+                (ticket.ack == Ack::Delivered).then(|| Instant::now() + core.config.limits.ack);
+            let kept = core.upload_buffers.acks().settled(ticket, deadline).await;
+            let date = core.clock.date();
+            match kept {
+                Ok(()) => {
+                    core.count_accepted(record_count, row_bytes);
+                    let status = core.config.response.status.code();
+                    self.replies
+                        .accepted(status, ticket.ack, record_count, &date, persistence);
+                }
+                Err(refusal) => {
+                    core.count_unacknowledged(record_count);
+                    core.count_refused(refusal);
+                    self.replies.refused(refusal, &date, persistence);
+                }
+            }
+        }
+    }
+
+    /// Writes the gathered replies, once those that are to come are gathered too.
     async fn flush(&mut self) -> Result<(), Gone> {
+        self.settle().await;
         if self.replies.is_empty() {
             return Ok(());
         }
@@ -345,18 +438,18 @@ impl Connection {
     /// Counts and answers a request that was not accepted.
     fn answer_unserved(&mut self, unserved: Unserved, keep: bool) -> Result<Next, Gone> {
         let date = self.core.clock.date();
-        let (keep, reject) = match unserved {
+        let (keep, answer) = match unserved {
             Unserved::Gone => {
-                self.core.count_outcome(Count::Aborted);
+                self.core.count_aborted();
                 return Err(Gone);
             }
-            Unserved::Refused => {
-                self.core.count_outcome(Count::Refused);
-                (keep, None)
+            Unserved::Refused(refusal) => {
+                self.core.count_refused(refusal);
+                (keep, Err(refusal))
             }
             Unserved::Rejected(reject) => {
                 self.core.count_reject(&reject);
-                (keep && reject.answer().in_sync, Some(reject))
+                (keep && reject.answer().in_sync, Ok(reject))
             }
         };
         let persistence = if keep {
@@ -364,9 +457,9 @@ impl Connection {
         } else {
             Persistence::Close
         };
-        match reject {
-            Some(reject) => self.replies.rejected(&reject, &date, persistence),
-            None => self.replies.refused(&date, persistence),
+        match answer {
+            Ok(reject) => self.replies.rejected(&reject, &date, persistence),
+            Err(refusal) => self.replies.refused(refusal, &date, persistence),
         }
         Ok(if keep { Next::Request } else { Next::Close })
     }

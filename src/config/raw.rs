@@ -28,6 +28,7 @@ pub(super) struct RawConfig {
     pub listener: Key<Vec<TableOf<RawListener>>>,
     pub admin: TableOf<RawAdmin>,
     pub destination: TableOf<RawDestination>,
+    pub spool: TableOf<RawSpool>,
     pub batch: TableOf<RawBatch>,
     pub compression: TableOf<RawCompression>,
     pub response: TableOf<RawResponse>,
@@ -143,6 +144,13 @@ pub(super) struct RawSecretFile {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct RawSpool {
+    pub directory: Key<String>,
+    pub size: Key<RawSize>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct RawBatch {
     pub max_age: Key<RawDuration>,
 }
@@ -186,6 +194,7 @@ pub(super) struct RawLimits {
     pub wait: Key<RawDuration>,
     pub connections: Key<i64>,
     pub record: Key<RawSize>,
+    pub ack: Key<RawDuration>,
     pub drain: Key<RawDuration>,
 }
 
@@ -202,6 +211,7 @@ pub(super) struct RawRoute {
     pub database: Key<String>,
     pub table: Key<String>,
     pub envelope: Key<String>,
+    pub ack: Key<String>,
     pub default_tag: Key<String>,
     pub mapping: Key<String>,
     pub dedup: Key<String>,

@@ -49,6 +49,9 @@ fn every_key_changes_what_it_names() {
         address = "0.0.0.0:1"
         [destination]
         type = "null"
+        [spool]
+        directory = "/var/spool/weir"
+        size = "2GiB"
         [batch]
         max_age = "500ms"
         [compression]
@@ -65,14 +68,17 @@ fn every_key_changes_what_it_names() {
         wait = "1m 30s"
         connections = 1
         record = "64KiB"
+        ack = "9s"
         drain = "1day"
         [memory]
         limit = "1GiB"
         [[route]]
         path = "/a"
         envelope = "none"
+        ack = "delivered"
         [[route]]
         path = "/a/*"
+        ack = "memory"
         database = "D-1"
         table = "T 1.x"
         default_tag = "t"
@@ -82,17 +88,20 @@ fn every_key_changes_what_it_names() {
     let listener = Listener {
         address: "[::1]:0".parse().unwrap(),
     };
-    let route = |pattern, table_index, envelope, default_tag: &str| Route {
+    let route = |pattern, table_index, envelope, ack, default_tag: &str| Route {
         pattern,
         table_index,
         envelope,
+        ack,
         default_tag: default_tag.into(),
     };
-    let table = |database: &str, table: &str| Table {
+    let table = |database: &str, table: &str, spooled| Table {
         database: database.into(),
         table: table.into(),
         mapping: None,
         dedup: Dedup::Off,
+        spooled,
+        delivered: spooled,
     };
     let expected = Config {
         cores: std::thread::available_parallelism().unwrap().into(),
@@ -101,6 +110,10 @@ fn every_key_changes_what_it_names() {
             address: "0.0.0.0:1".parse().unwrap(),
         },
         destination: Destination::Null,
+        spool: Spool {
+            directory: "/var/spool/weir".into(),
+            size: 2 << 30,
+        },
         batch: Batch {
             max_age: Duration::from_millis(500),
         },
@@ -123,17 +136,25 @@ fn every_key_changes_what_it_names() {
             wait: Duration::from_secs(90),
             connections: 1,
             record: 64 * KIB,
+            ack: Duration::from_secs(9),
             drain: Duration::from_secs(24 * 60 * 60),
         },
         memory: Memory {
             limit: Some(1 << 30),
         },
         routes: vec![
-            route(PathPattern::Exact("/a".into()), 0, Envelope::None, "http.0"),
+            route(
+                PathPattern::Exact("/a".into()),
+                0,
+                Envelope::None,
+                Ack::Delivered,
+                "http.0",
+            ),
             route(
                 PathPattern::Prefix("/a/".into()),
                 1,
                 Envelope::FluentBit,
+                Ack::Memory,
                 "t",
             ),
             // The first route's table again.
@@ -141,10 +162,14 @@ fn every_key_changes_what_it_names() {
                 PathPattern::Prefix("/".into()),
                 0,
                 Envelope::FluentBit,
+                Ack::Durable,
                 "http.0",
             ),
         ],
-        tables: vec![table("Telemetry", "Events"), table("D-1", "T 1.x")],
+        tables: vec![
+            table("Telemetry", "Events", true),
+            table("D-1", "T 1.x", false),
+        ],
     };
     assert_eq!(parse(text).unwrap(), expected);
 }

@@ -377,7 +377,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_stored_name_is_one_safe_segment(database in ".{0,400}", table in ".{0,400}") {
-            let table = Table { database, table, mapping: None, dedup: Dedup::Off };
+            let table = Table { database, table, mapping: None, dedup: Dedup::Off, spooled: true, delivered: false };
             let name = stored_name(&table, "0199-c0-00000012.json.gz");
             prop_assert!(name.bytes().all(is_url_safe), "{}", name);
             prop_assert!(name.ends_with("__0199-c0-00000012.json.gz"));

@@ -150,6 +150,8 @@ mod tests {
             table: table.into(),
             mapping: mapping.map(Into::into),
             dedup,
+            spooled: true,
+            delivered: false,
         }
     }
 

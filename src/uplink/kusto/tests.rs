@@ -302,6 +302,8 @@ fn tables() -> Vec<Table> {
         table: "Logs".into(),
         mapping: Some("m1".into()),
         dedup: Dedup::Off,
+        spooled: true,
+        delivered: false,
     }]
 }
 
