@@ -393,6 +393,11 @@ impl Page<'_> {
             value(Count::CommitFailures),
         )?;
         self.gauge(
+            "storage_failed_cores",
+            "Cores on which nothing more can become durable",
+            value(Count::StorageFailed),
+        )?;
+        self.gauge(
             "spool_segments",
             "Segments that spool.size has room for",
             segments.count() as u64,
