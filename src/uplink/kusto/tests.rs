@@ -24,7 +24,6 @@ use super::*;
 use crate::config::{Dedup, Identity};
 use crate::error::{Remedy, UploadStep};
 use crate::secret::SecretSource;
-use delivery::BlobSource;
 
 /// What the fake does instead of what it was asked.
 #[derive(Clone, Debug)]
