@@ -669,6 +669,21 @@ async fn a_refused_identity_says_so_in_the_services_words() {
 }
 
 #[tokio::test]
+async fn a_login_endpoint_that_is_away_is_tried_again() {
+    let fake = Fake::start(1).await;
+    // Port 1 of loopback: nobody listens there.
+    fake.record().login = Some("http://127.0.0.1:1".into());
+    let (_file, source) = secret_file("canary");
+    let refresher = refresher(&fake.config(client_secret(source))).unwrap();
+    let error = refresher.fetch().await.err().unwrap();
+    assert_eq!(
+        (error.remedy, error.step),
+        (Remedy::Retry { after: None }, UploadStep::Token)
+    );
+    assert!(error.detail.contains("not_connected"), "{error}");
+}
+
+#[tokio::test]
 async fn assertions_stand_in_for_a_secret() {
     let fake = Fake::start(1).await;
     let (token_file, _) = secret_file(" canary.federated.token\n");
