@@ -277,6 +277,9 @@ pub const MANAGEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// while it is updated.
 pub const TOKEN_TIMEOUT: Duration = Duration::from_secs(90);
 
+/// How often a login endpoint is asked again for one token.
+pub const TOKEN_RETRY_COUNT_MAX: u32 = 3;
+
 /// A certificate's assertion is good for this long: it is used at once.
 pub const ASSERTION_LIFETIME: Duration = Duration::from_secs(5 * 60);
 

@@ -18,20 +18,20 @@
 //! | `message.rs`, `storage.rs`, `delivery.rs` | one delivery |
 //! | `online.rs` | the walk of `weir check --online` |
 
-pub mod certificate;
-pub mod delivery;
-pub mod http;
-pub mod identity;
-pub mod management;
-pub mod message;
+mod certificate;
+mod delivery;
+mod http;
+mod identity;
+mod management;
+mod message;
 pub mod online;
 
-pub mod ranking;
-pub mod resources;
-pub mod storage;
+mod ranking;
+mod resources;
+mod storage;
 #[cfg(test)]
 mod tests;
-pub mod token;
+mod token;
 pub mod trusted;
 
 use std::sync::Arc;
@@ -42,14 +42,16 @@ use tokio::task::AbortHandle;
 
 use crate::config::{KustoConfig, Mode, Table};
 use crate::error::{Fatal, UploadError};
-use delivery::{BlobMeta, Delivery, DeliveryMetrics};
 use http::Http;
 use identity::IdentityIssuer;
 use management::Endpoint;
 use ranking::Ranking;
-use resources::{RefreshMetrics, Refresher, ResourceCache};
+use resources::{Refresher, ResourceCache};
 use token::TokenCache;
 use trusted::TrustedHosts;
+
+pub use delivery::{BlobMeta, BlobSource, Delivery, DeliveryMetrics};
+pub use resources::RefreshMetrics;
 
 /// What the service calls this client in its logs.
 const CLIENT_VERSION: &str = concat!("Kusto.Weir:{", env!("CARGO_PKG_VERSION"), "}");

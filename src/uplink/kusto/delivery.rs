@@ -110,18 +110,20 @@ impl Delivery {
         &self.blob
     }
 
-    /// Puts the blob unless that is done, and posts its message. After an error, call again with the same rows.
+    /// Puts the blob unless that is done, and posts its message. After an error, or where the future was dropped before
+    /// its end, call again with the same rows.
     pub async fn attempt(&mut self, source: &dyn BlobSource) -> Result<(), UploadError> {
         self.verify()?;
         let resources = self.shared.resources.current().await?;
         self.generation = resources.generation;
         self.renew(&resources);
-        let placed = match self.placed.take() {
-            Some(placed) => placed,
-            None => self.put(&resources, source).await?,
+        let blob_url = match &self.placed {
+            Some(placed) => placed.blob.clone(),
+            None => {
+                let placed = self.put(&resources, source).await?;
+                self.placed.insert(placed).blob.clone()
+            }
         };
-        let placed = self.placed.insert(placed);
-        let blob_url = placed.blob.clone();
         self.post(&resources, &blob_url).await
     }
 
@@ -263,11 +265,10 @@ impl Delivery {
         error: UploadError,
     ) -> Result<UploadError, UploadError> {
         tracing::debug!(%error, blob = self.blob.name, "a resource did not take it; the next is tried");
-        if error.remedy == Remedy::Refresh {
-            self.shared.resources.request();
-        }
-        if error.remedy == Remedy::DeadLetter {
-            return Err(error);
+        match error.remedy {
+            Remedy::Refresh => self.shared.resources.request(),
+            Remedy::DeadLetter => return Err(error),
+            Remedy::Retry { .. } | Remedy::Park => {}
         }
         Ok(match before {
             Some(before) => both(before, error),

@@ -17,8 +17,8 @@ use azure_core::credentials::{Secret as AzureSecret, TokenCredential};
 use azure_core::error::ErrorKind;
 use azure_core::http::headers::{HeaderName, HeaderValue, Headers};
 use azure_core::http::{
-    AsyncRawResponse, Body, ClientMethodOptions, ClientOptions, HttpClient, Method, Request,
-    Transport,
+    AsyncRawResponse, Body, ClientMethodOptions, ClientOptions, ExponentialRetryOptions,
+    HttpClient, Method, Request, RetryOptions, Transport,
 };
 use azure_identity::{
     AzureCliCredential, ClientAssertion, ClientAssertionCredential,
@@ -29,13 +29,13 @@ use jiff::Timestamp;
 use reqwest::Url;
 
 use super::certificate::Certificate;
-use super::http::{Http, one_line, read_body};
+use super::http::{Http, Unanswered, one_line, read_body};
 use super::management::Endpoint;
 use super::token::{Issuer, Token};
 use super::trusted::is_loopback;
 use crate::config::Identity;
 use crate::error::{Remedy, UploadError, UploadStep};
-use crate::limits::{MANAGEMENT_ANSWER_SIZE_MAX, TOKEN_TIMEOUT};
+use crate::limits::{MANAGEMENT_ANSWER_SIZE_MAX, TOKEN_RETRY_COUNT_MAX, TOKEN_TIMEOUT};
 use crate::secret::{Secret, SecretSource};
 
 /// Gets tokens for one endpoint's audience.
@@ -153,6 +153,11 @@ fn client_options(http: &Http, login: &Url) -> ClientOptions {
         is_plain,
     };
     ClientOptions {
+        // The metadata service of a machine has retries of its own in the library; the refresher tries all again.
+        retry: RetryOptions::exponential(ExponentialRetryOptions {
+            max_retries: TOKEN_RETRY_COUNT_MAX,
+            ..ExponentialRetryOptions::default()
+        }),
         cloud: Some(Arc::new(cloud.into())),
         transport: Some(Transport::new(Arc::new(transport))),
         ..ClientOptions::default()
@@ -313,11 +318,14 @@ impl HttpClient for IdentityTransport {
             outgoing = outgoing.header(name.as_str(), value.as_str());
         }
         let broken = |error: reqwest::Error| {
-            let kind = match error.is_connect() {
+            let is_connect = error.is_connect();
+            let unanswered = Unanswered::from(error);
+            let message = format!("{}: {}", unanswered.code, unanswered.detail);
+            let kind = match is_connect {
                 true => ErrorKind::Connection,
                 false => ErrorKind::Io,
             };
-            azure_core::Error::new(kind, error.without_url())
+            azure_core::Error::with_message(kind, message)
         };
         let mut answer = outgoing.body(body.clone()).send().await.map_err(broken)?;
         let status = answer.status().as_u16().into();

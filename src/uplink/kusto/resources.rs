@@ -147,7 +147,8 @@ impl Refresher {
     pub async fn run(self: Arc<Self>, cache: Arc<ResourceCache>, fetched: impl Fn(&Resources)) {
         let mut retry_pause = RESOURCE_RETRY_PAUSE_MIN;
         loop {
-            let pause = match self.fetch().await {
+            // Until the next refresh, and what not even a delivery that asks for one can shorten.
+            let (pause, pause_asked) = match self.fetch().await {
                 Ok(resources) => {
                     let resources = cache.succeed(resources);
                     fetched(&resources);
@@ -157,7 +158,7 @@ impl Refresher {
                         "ingestion resources are fetched"
                     );
                     retry_pause = RESOURCE_RETRY_PAUSE_MIN;
-                    RESOURCE_REFRESH_AGE.mul_f64(jitter(0.1))
+                    (RESOURCE_REFRESH_AGE.mul_f64(jitter(0.1)), Duration::ZERO)
                 }
                 Err(error) => {
                     let asked = match error.remedy {
@@ -168,15 +169,16 @@ impl Refresher {
                     retry_pause = (retry_pause * 2).min(RESOURCE_RETRY_PAUSE_MAX);
                     tracing::warn!(%error, ?pause, "ingestion resources are not fetched; what there is stays in use");
                     cache.fail(error);
-                    pause
+                    (pause, asked)
                 }
             };
-            let fetched_at = Instant::now();
+            let ended_at = Instant::now();
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = cache.requested.notified() => {
                     // Many deliveries may be refused by what one refresh will cure.
-                    tokio::time::sleep_until(fetched_at + pause.min(RESOURCE_REQUEST_PAUSE)).await;
+                    let least = pause.min(RESOURCE_REQUEST_PAUSE).max(pause_asked);
+                    tokio::time::sleep_until(ended_at + least).await;
                 }
             }
         }

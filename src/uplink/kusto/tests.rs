@@ -24,7 +24,6 @@ use super::*;
 use crate::config::{Dedup, Identity};
 use crate::error::{Remedy, UploadStep};
 use crate::secret::SecretSource;
-use delivery::BlobSource;
 
 /// What the fake does instead of what it was asked.
 #[derive(Clone, Debug)]
@@ -669,6 +668,21 @@ async fn a_refused_identity_says_so_in_the_services_words() {
         "{error}"
     );
     assert!(!error.detail.contains("canary"), "{error}");
+}
+
+#[tokio::test]
+async fn a_login_endpoint_that_is_away_is_tried_again() {
+    let fake = Fake::start(1).await;
+    // Port 1 of loopback: nobody listens there.
+    fake.record().login = Some("http://127.0.0.1:1".into());
+    let (_file, source) = secret_file("canary");
+    let refresher = refresher(&fake.config(client_secret(source))).unwrap();
+    let error = refresher.fetch().await.err().unwrap();
+    assert_eq!(
+        (error.remedy, error.step),
+        (Remedy::Retry { after: None }, UploadStep::Token)
+    );
+    assert!(error.detail.contains("not_connected"), "{error}");
 }
 
 #[tokio::test]
