@@ -119,6 +119,15 @@ pub enum Fatal {
     SpoolVersion { path: PathBuf, version: u32 },
 
     #[error(
+        "{damaged_count} segments are damaged; weir delivers what is whole of them and puts them aside, see above for \
+         what is lost"
+    )]
+    SpoolDamaged { damaged_count: usize },
+
+    #[error("no segment {segment} with a batch in {}; `weir spool ls` lists them", path.display())]
+    NoSegment { segment: String, path: PathBuf },
+
+    #[error(
         "{batches_undelivered} sealed batches that were in memory alone were not delivered within limits.drain and \
          are lost; the log above says why"
     )]

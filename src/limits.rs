@@ -232,7 +232,7 @@ pub const FRAME_PAYLOAD_SIZE_MAX: usize =
 /// heads and padding. Many small commits use that up, and then the batch is sealed early.
 pub const fn segment_size(buffer_size: usize) -> usize {
     SEGMENT_HEADER_SIZE
-        + (buffer_size + buffer_size / 16 + 2 * SECTOR_SIZE).next_multiple_of(PAGE_SIZE)
+        + (buffer_size + buffer_size / 16 + 4 * SECTOR_SIZE).next_multiple_of(PAGE_SIZE)
 }
 
 /// The most segments of one spool.
@@ -383,6 +383,8 @@ const _: () = {
     // A frame buffer is written as it is, with the segment's header in front or without.
     assert!(FRAME_BUFFER_SIZE.is_multiple_of(PAGE_SIZE) && SEGMENT_HEADER_SIZE == PAGE_SIZE);
     assert!(SEGMENT_HEADER_SIZE + frame_size(FRAME_PAYLOAD_SIZE_MAX) <= FRAME_BUFFER_SIZE);
+    // However a payload is split in two, it takes this much more at most.
+    assert!(2 * FRAME_HEADER_SIZE + SECTOR_SIZE <= 2 * SECTOR_SIZE);
     assert!(frame_size(0) == SECTOR_SIZE && frame_size(SECTOR_SIZE) == 2 * SECTOR_SIZE);
     // A segment is numbered by 32 bits, and holds a batch of any size in frames of any size.
     assert!(SEGMENT_COUNT_MAX <= u32::MAX as usize);

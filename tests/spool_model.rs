@@ -67,6 +67,7 @@ struct Model {
     disk: SimDisk,
     config: Config,
     row_next: u64,
+    filler_max: u64,
     runs: u64,
     /// Every row that was ever appended.
     appended: BTreeSet<String>,
@@ -84,6 +85,7 @@ impl Model {
         Model {
             seed,
             disk: SimDisk::new(random.next()),
+            filler_max: [900, 20][random.below(2) as usize],
             random,
             config: Config::parse(CONFIG, "model.toml".as_ref(), ".".as_ref()).unwrap(),
             row_next: 0,
@@ -151,7 +153,8 @@ impl Model {
     fn request(&mut self, life: &mut Life) {
         let table_index = self.random.below(2) as usize;
         let row_count = 1 + self.random.below(6);
-        let filler = self.random.below(900) as usize;
+        // Small rows use up the room that a segment has for heads, large ones its buffer.
+        let filler = self.random.below(self.filler_max) as usize;
         let rows: Vec<String> = (0..row_count)
             .map(|_| {
                 self.row_next += 1;
@@ -284,7 +287,13 @@ impl Model {
     }
 
     fn act(&mut self, life: &mut Life) {
-        match self.random.below(20) {
+        // With small rows it takes many commits to fill a segment, and nothing else in between.
+        let kinds = if self.filler_max < 100 && self.random.below(8) > 0 {
+            13
+        } else {
+            20
+        };
+        match self.random.below(kinds) {
             0..=8 => self.request(life),
             9..=12 => self.commit(life),
             13 => life.buffers.seal_older_than(Duration::ZERO),
@@ -312,7 +321,12 @@ impl Model {
 
     fn run(&mut self) {
         let mut life = self.open();
-        for _ in 0..ACTIONS {
+        let actions = if self.filler_max < 100 {
+            2 * ACTIONS
+        } else {
+            ACTIONS
+        };
+        for _ in 0..actions {
             match &mut life {
                 Some(alive) => {
                     self.act(alive);

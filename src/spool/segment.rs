@@ -237,12 +237,14 @@ impl SegmentCursor {
         self.framed_size
     }
 
-    /// Whether a member of up to `member_size` bytes still fits, its unframed part in one commit.
+    /// Whether a member of up to `member_size` bytes still fits, whatever is being written now.
     pub fn fits(&self, member_size: usize) -> bool {
         let unframed = member_size.saturating_sub(self.framed_size);
         let whole = unframed / FRAME_PAYLOAD_SIZE_MAX * frame_size(FRAME_PAYLOAD_SIZE_MAX);
         let rest = frame_size(unframed % FRAME_PAYLOAD_SIZE_MAX);
-        self.offset_next + (whole + rest) as u64 <= self.segment_size
+        // A part may be on its way in a commit, and the rest goes into the next: a frame more, with its heads and padding.
+        let split = 2 * SECTOR_SIZE;
+        self.offset_next + (whole + rest + split) as u64 <= self.segment_size
     }
 
     /// Puts the next frame of `member`, which was flushed with these `totals`, into `buffer`.
