@@ -198,6 +198,7 @@ fn error(remedy: Remedy, code: &str, detail: String) -> UploadError {
 fn refused(identity: &Identity, failed: &azure_core::Error) -> UploadError {
     // The library wraps the answer's error into one of its own.
     let mut http = None;
+    let mut innermost = String::new();
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(failed);
     while let Some(inner) = cause {
         if let Some(inner) = inner.downcast_ref::<azure_core::Error>()
@@ -207,6 +208,7 @@ fn refused(identity: &Identity, failed: &azure_core::Error) -> UploadError {
         {
             http = Some((u16::from(*status), error_code.clone()));
         }
+        innermost = inner.to_string();
         cause = inner.source();
     }
     let message = failed.to_string();
@@ -215,7 +217,11 @@ fn refused(identity: &Identity, failed: &azure_core::Error) -> UploadError {
         .split("\nTo troubleshoot")
         .next()
         .unwrap_or_default();
-    let message = one_line(message);
+    let message = match message.contains(innermost.trim()) {
+        true => one_line(message),
+        // After its last retry the library says only that it was the last.
+        false => one_line(&format!("{message}: {innermost}")),
+    };
     let Some((status, code)) = http else {
         // The Azure CLI says in its message what to do; all else here is a broken connection.
         let remedy = match identity {
