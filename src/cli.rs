@@ -49,7 +49,16 @@ enum Command {
     /// Check a configuration, with file, line and column of every error.
     ///
     /// Exits with 0 if it is valid, warnings or not, and with 2 if it is not.
-    Check(ConfigArgs),
+    Check {
+        #[command(flatten)]
+        config: ConfigArgs,
+
+        /// Also try what Kusto needs: endpoint, token, resources, tables and mappings, a tiny blob.
+        ///
+        /// Nothing is ingested. Exits with 1 if a step failed.
+        #[arg(long)]
+        online: bool,
+    },
 
     /// Print the memory sum of a configuration, term by term, and the limit it must keep.
     Plan(ConfigArgs),
@@ -133,7 +142,7 @@ impl Cli {
                 floor_receive,
             } => run::run(config.load()?, floor_receive),
             Command::Demo(args) => demo::run(&args),
-            Command::Check(args) => check::run(&args),
+            Command::Check { config, online } => check::run(&config, online),
             Command::Plan(args) => plan::run(&args),
             Command::Spool(command) => spool::run(&command),
         }

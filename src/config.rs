@@ -15,6 +15,7 @@
 //! What each key means to an operator is in `docs/CONFIG.md`, which a test holds to this code.
 
 mod error;
+mod kusto;
 mod raw;
 mod size;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use crate::error::Fatal;
 use crate::limits::{GIB, KIB, MIB, segment_size};
 
 pub use error::{ConfigError, ConfigErrors};
+pub use kusto::{Identity, KustoConfig, Mode};
 pub use size::{Size, SizeInvalid};
 
 /// A valid configuration. Fields are named like the keys they come from.
@@ -75,6 +77,8 @@ pub enum Destination {
     Directory { path: PathBuf },
     /// Nowhere: blobs are dropped once they are compressed.
     Null,
+    /// Azure Data Explorer.
+    Kusto(KustoConfig),
 }
 
 /// Where batches are kept until they are delivered.
@@ -250,16 +254,29 @@ impl Ack {
     }
 }
 
-/// A Kusto table, with what all rows of one upload buffer have in common.
+/// A Kusto table, with what all rows of one upload buffer have in common: routes that differ in any of it share no
+/// blob.
 /// Both names are safe as the name of a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Table {
     pub database: String,
     pub table: String,
+    /// The name of a JSON mapping; without one, properties go to the columns of their names.
+    pub mapping: Option<String>,
+    pub dedup: Dedup,
     /// Whether its batches go through the spool. Routes with `ack = "memory"` do not share a batch with others.
     pub spooled: bool,
     /// Whether a route of it promises delivery.
     pub delivered: bool,
+}
+
+/// What keeps a blob that was sent twice from being ingested twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dedup {
+    /// The service's own check within a batch.
+    Off,
+    /// A tag on the extent, checked at ingestion; each blob is a batch of its own then.
+    IngestBy,
 }
 
 impl Default for Config {
@@ -326,6 +343,8 @@ impl Default for Config {
             tables: vec![Table {
                 database: "Telemetry".into(),
                 table: "Events".into(),
+                mapping: None,
+                dedup: Dedup::Off,
                 spooled: true,
                 delivered: false,
             }],
@@ -387,6 +406,15 @@ impl Config {
                  upload.buffer_count to {} or more",
                 table_count + 1
             ));
+        }
+        let is_kusto = matches!(self.destination, Destination::Kusto(_));
+        let is_plain = |table: &Table| table.mapping.is_none() && table.dedup == Dedup::Off;
+        if !is_kusto && !self.tables.iter().all(is_plain) {
+            warnings.push(
+                "route.mapping and route.dedup are for destination.type = \"kusto\"; this \
+                 destination does not use them"
+                    .into(),
+            );
         }
         warnings
     }

@@ -1,4 +1,5 @@
-//! Errors, by who must act: [`Fatal`] is the machine's or the operator's, [`Reject`] the peer's.
+//! Errors, by who must act: [`Fatal`] is the machine's or the operator's, [`Reject`] the peer's, [`UploadError`] the
+//! remote's.
 //!
 //! A `Fatal` ends the process. It is made where the cause is known, travels up unchanged,
 //! and `main.rs` prints it once and exits with its code.
@@ -6,10 +7,14 @@
 //! Main thread mostly; a reactor that can't start sends one to the main thread.
 //!
 //! A `Reject` is made on a reactor, allocates nothing, and becomes one reply (`http/reply.rs`).
+//!
+//! An `UploadError` is made on the uplink's runtime where the remote's answer is read, and says what to do with the
+//! batch. It never holds a secret: no token, no signature, no URL's query.
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::config::{ConfigErrors, Size};
 use crate::limits::{HEAD_SIZE_MAX, HEADER_COUNT_MAX, KIB};
@@ -83,6 +88,14 @@ pub enum Fatal {
          LimitMEMLOCK= in systemd, or --ulimit memlock= for a container)"
     )]
     RingRefused { source: io::Error },
+
+    #[error(
+        "this version of weir does not deliver to Kusto yet; weir check --online tries what it needs"
+    )]
+    KustoNotYet,
+
+    #[error("{failure_count} of the steps above failed; each says what to change")]
+    OnlineCheck { failure_count: usize },
 
     #[error("a reactor panicked, its message is above; this is a bug in weir")]
     ReactorPanicked,
@@ -364,6 +377,62 @@ impl Reject {
             .iter()
             .position(|known| *known == code)
             .unwrap_or(Self::CODES.len() - 1)
+    }
+}
+
+/// Why a batch is not delivered yet, or never will be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{step}: {detail} ({code})")]
+pub struct UploadError {
+    pub remedy: Remedy,
+    pub step: UploadStep,
+    /// The service's own code where it sent one (`ServerBusy`, `AADSTS7000215`), else weir's, in snake case.
+    pub code: String,
+    /// What happened, and where somebody must act, what to change.
+    pub detail: String,
+}
+
+/// What to do after an [`UploadError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// Try again, not before the service's own pause where it named one.
+    Retry { after: Option<Duration> },
+    /// A refresh of what was refused is under way; try again when it is done.
+    Refresh,
+    /// Nothing will change until an operator acts; keep the batch, try again at leisure.
+    Park,
+    /// This batch will never be taken; put it away with the reason.
+    DeadLetter,
+}
+
+/// Where in a delivery it happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UploadStep {
+    /// Asking the endpoint where to log in.
+    Endpoint,
+    Token,
+    /// Fetching the ingestion resources and the identity token.
+    Resources,
+    PutBlob,
+    PostMessage,
+}
+
+impl UploadStep {
+    /// In messages and as a metric's label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            UploadStep::Endpoint => "endpoint",
+            UploadStep::Token => "token",
+            UploadStep::Resources => "resources",
+            UploadStep::PutBlob => "put_blob",
+            UploadStep::PostMessage => "post_message",
+        }
+    }
+}
+
+impl std::fmt::Display for UploadStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }
 

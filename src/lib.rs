@@ -19,6 +19,7 @@ pub mod config;
 pub mod limits;
 pub mod budget;
 pub mod error;
+pub mod secret;
 pub mod node;
 pub mod reactor;
 pub mod clock;

@@ -248,6 +248,105 @@ pub const SEGMENT_STATE_SIZE: usize = 256;
 /// that reports it, and one in the order of the table's batches.
 pub const REPORT_STATE_SIZE: usize = 64;
 
+// --- secrets ----------------------------------------------------------------------------------
+
+/// A secret in a file or an environment variable, in bytes: a certificate with its chain and key is far below.
+pub const SECRET_SIZE_MAX: usize = 64 * KIB;
+
+// --- Kusto ------------------------------------------------------------------------------------
+
+/// Hosts in `destination.trusted_hosts`.
+pub const TRUSTED_HOST_COUNT_MAX: usize = 64;
+
+/// A tenant's or client's id, in bytes: a GUID, or a domain name (RFC 1035 §2.3.4).
+pub const IDENTITY_ID_SIZE_MAX: usize = 255;
+
+/// What one request to Azure may take. A connection that is not there in this time is tried elsewhere.
+pub const AZURE_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Loopback and the machine's own metadata service answer at once, or are not there.
+pub const LOCAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The question where to log in.
+pub const AUTH_METADATA_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A management command; the official clients allow an hour, which a shipper can't wait for.
+pub const MANAGEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A token, with the retries of the identity library: the metadata service of a virtual machine may be away for 70 s
+/// while it is updated.
+pub const TOKEN_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// How often a login endpoint is asked again for one token.
+pub const TOKEN_RETRY_COUNT_MAX: u32 = 3;
+
+/// A certificate's assertion is good for this long: it is used at once.
+pub const ASSERTION_LIFETIME: Duration = Duration::from_secs(5 * 60);
+
+/// One message into one queue.
+pub const QUEUE_POST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// One blob, with the time that its size takes at the slowest rate that is still worth waiting for.
+pub const BLOB_PUT_TIMEOUT_MIN: Duration = Duration::from_secs(30);
+pub const BLOB_PUT_RATE_MIN: u64 = 256 * KIB as u64;
+
+/// The time for a blob of `size` bytes.
+pub const fn blob_put_timeout(size: u64) -> Duration {
+    Duration::from_secs(BLOB_PUT_TIMEOUT_MIN.as_secs() + size / BLOB_PUT_RATE_MIN)
+}
+
+/// Answers are read this far: a list of resources holds some dozens of URLs of some hundred bytes.
+pub const MANAGEMENT_ANSWER_SIZE_MAX: usize = 4 * MIB;
+pub const STORAGE_ANSWER_SIZE_MAX: usize = 16 * KIB;
+
+/// Ingestion resources of one kind that are looked at; a cluster has some dozens.
+pub const RESOURCE_COUNT_MAX: usize = 1024;
+
+/// Resources that one attempt tries, each in another place. As the official clients.
+pub const STORAGE_ATTEMPT_COUNT: usize = 3;
+
+/// The JSON of a queue message; in base64 it is 64 KiB, the largest message of Azure Storage queues.
+pub const MESSAGE_SIZE_MAX: usize = 48 * KIB;
+
+/// Raw bytes of one blob. Source: "Ingestion limits" in the Kusto documentation.
+pub const BLOB_RAW_SIZE_MAX: u64 = 6 * GIB as u64;
+
+/// Characters of a database's and of a table's name in the name of a blob, which has 1,024 at most.
+pub const BLOB_NAME_ENTITY_SIZE_MAX: usize = 200;
+
+/// Ingestion resources and the identity token are fetched again at this age, give or take a tenth.
+pub const RESOURCE_REFRESH_AGE: Duration = Duration::from_secs(60 * 60);
+
+/// Between a refresh that failed and the next: from the first to the last, doubling.
+/// (Unit tests do not wait.)
+pub const RESOURCE_RETRY_PAUSE_MIN: Duration = match cfg!(test) {
+    true => Duration::from_millis(10),
+    false => Duration::from_secs(1),
+};
+pub const RESOURCE_RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Between two refreshes that deliveries asked for: many may be refused at the same time.
+pub const RESOURCE_REQUEST_PAUSE: Duration = match cfg!(test) {
+    true => Duration::from_millis(10),
+    false => Duration::from_secs(10),
+};
+
+/// How long a delivery waits for the first resources.
+pub const RESOURCE_WAIT: Duration = Duration::from_secs(15);
+
+/// A signature that ends sooner than this is not put into a message: the service reads the blob later.
+pub const SAS_LIFETIME_LEFT_MIN: Duration = Duration::from_secs(60 * 60);
+
+/// The longest pause that a service can ask for.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// The success of a storage account is remembered in this many buckets of this length. As the official clients.
+pub const RANK_BUCKET_COUNT: usize = 6;
+pub const RANK_BUCKET_TIME: Duration = Duration::from_secs(10);
+
+/// Azure refuses signatures and tokens when clocks differ by about this much.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
+
 // --- times and sums ---------------------------------------------------------------------------
 
 /// The upper bound of every duration in the configuration: longer is a mistake of units.
@@ -291,6 +390,10 @@ const _: () = {
     assert!(SEGMENT_COUNT_MAX <= u32::MAX as usize);
     assert!(segment_size(UPLOAD_BUFFER_SIZE_MAX) < u32::MAX as usize);
     assert!(COMPRESSION_LEVEL_MIN < COMPRESSION_LEVEL_MAX);
+    // A message is base64 in a queue of 64 KiB, and the name of a blob fits what Azure Storage takes.
+    assert!(MESSAGE_SIZE_MAX / 3 * 4 == 64 * KIB);
+    assert!(2 * BLOB_NAME_ENTITY_SIZE_MAX + 4 + FILE_NAME_SIZE_MAX <= 1024);
+    assert!(STORAGE_ATTEMPT_COUNT > 0 && RANK_BUCKET_COUNT > 0);
     // The largest configurable sum stays far inside 64 bits.
     assert!(
         (CORE_COUNT_MAX as u128)

@@ -30,7 +30,7 @@ use crossbeam_queue::ArrayQueue;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use crate::config::{Config, Table};
+use crate::config::{Config, Dedup, Table};
 use crate::error::Fatal;
 use crate::limits::segment_size;
 use crate::upload_buffer::Batch;
@@ -491,6 +491,8 @@ fn tables_with(configured: &[Table], pending: &[(Found, SegmentHeader<'_>)]) -> 
             tables.push(Table {
                 database: names.0,
                 table: names.1,
+                mapping: None,
+                dedup: Dedup::Off,
                 spooled: true,
                 delivered: false,
             });

@@ -10,6 +10,7 @@
 //! Not here: any memory of its own for blobs; they are written from the upload buffer, or read from their segment.
 
 pub mod directory;
+pub mod kusto;
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -176,6 +177,7 @@ impl Sink {
                 Ok(Sink::Directory(Arc::new(directory)))
             }
             Destination::Null => Ok(Sink::Null),
+            Destination::Kusto(_) => Err(crate::error::Fatal::KustoNotYet),
         }
     }
 }

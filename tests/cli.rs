@@ -87,6 +87,38 @@ fn check_warns_and_still_exits_with_0() {
 }
 
 #[test]
+fn check_online_stops_at_the_first_step_that_fails() {
+    // Port 1 of loopback: nobody listens there.
+    let directory = configured(
+        "[destination]\ntype = \"kusto\"\ningest_uri = \"http://127.0.0.1:1\"\nidentity = { azure_cli = {} }\n",
+    );
+    let arguments = ["check", "--config", "weir.toml", "--online"];
+    let output = weir(directory.path(), &arguments);
+    assert_eq!(output.status.code(), Some(1));
+    let text = stdout(&output);
+    assert!(text.starts_with("weir.toml: valid\n"), "{text}");
+    let last = text.lines().last().unwrap();
+    assert!(
+        last.starts_with("FAILED  endpoint  no answer from 127.0.0.1:1: "),
+        "{last}"
+    );
+    assert!(
+        last.ends_with("check that a firewall or proxy lets weir through"),
+        "{last}"
+    );
+    assert!(
+        stderr(&output).contains("1 of the steps above failed"),
+        "{}",
+        stderr(&output)
+    );
+
+    let directory = configured("");
+    let output = weir(directory.path(), &arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).ends_with("the destination is not Kusto\n"));
+}
+
+#[test]
 fn a_missing_file_is_one_sentence() {
     let directory = tempfile::tempdir().unwrap();
     let output = weir(directory.path(), &["check", "--config", "none.toml"]);

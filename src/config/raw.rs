@@ -57,6 +57,89 @@ pub(super) struct RawDestination {
     #[serde(rename = "type")]
     pub kind: Key<String>,
     pub path: Key<String>,
+    pub ingest_uri: Key<String>,
+    pub identity: Key<TableOf<RawIdentity>>,
+    pub mode: Key<String>,
+    pub trusted_hosts: Key<Vec<Spanned<String>>>,
+}
+
+/// One of these keys.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawIdentity {
+    pub managed_identity: Key<RawManagedIdentity>,
+    pub workload_identity: Key<TableOf<RawWorkloadIdentity>>,
+    pub client_secret: Key<TableOf<RawClientSecret>>,
+    pub client_certificate: Key<TableOf<RawClientCertificate>>,
+    pub azure_cli: Key<TableOf<RawAzureCli>>,
+}
+
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected \"system\", or the user-assigned one as { client_id = \"…\" }"
+)]
+pub(super) enum RawManagedIdentity {
+    Word(String),
+    User(TableOf<RawUserAssigned>),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawUserAssigned {
+    pub client_id: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawWorkloadIdentity {
+    pub tenant: Key<String>,
+    pub client_id: Key<String>,
+    pub token_file: Key<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawClientSecret {
+    pub tenant: Key<String>,
+    pub client_id: Key<String>,
+    pub secret: Key<RawSecret>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawClientCertificate {
+    pub tenant: Key<String>,
+    pub client_id: Key<String>,
+    pub certificate: Key<RawSecret>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawAzureCli {}
+
+/// Where a secret is. Untagged, so that no message repeats what stood in its place.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected where the secret is, as { env = \"NAME\" } or { file = \"path\" }; \
+                 a secret does not stand in the configuration"
+)]
+pub(super) enum RawSecret {
+    Env(TableOf<RawSecretEnv>),
+    File(TableOf<RawSecretFile>),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSecretEnv {
+    pub env: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSecretFile {
+    pub file: String,
 }
 
 #[derive(Deserialize, Default)]
@@ -130,6 +213,8 @@ pub(super) struct RawRoute {
     pub envelope: Key<String>,
     pub ack: Key<String>,
     pub default_tag: Key<String>,
+    pub mapping: Key<String>,
+    pub dedup: Key<String>,
 }
 
 #[derive(Deserialize)]
@@ -245,10 +330,19 @@ fn message(serde_message: &str) -> String {
         // unknown field `x`, expected one of `a`, `b`
         let (unknown, known) = quoted.split_first().expect("serde names the field");
         return match nearest(unknown, known) {
+            _ if known.is_empty() => format!("unknown key `{unknown}`; remove it"),
             Some(name) => format!("unknown key `{unknown}`; did you mean `{name}`?"),
             None => format!("unknown key `{unknown}`; remove it or use {}", list(known)),
         };
     }
+    // serde repeats the string it found, which may be a secret in a place where none belongs.
+    let (found, expected) = serde_message
+        .rsplit_once(", expected ")
+        .unwrap_or((serde_message, ""));
+    let serde_message = match found.starts_with("invalid type: string ") {
+        true => &format!("invalid type: string, expected {expected}"),
+        false => serde_message,
+    };
     // serde's words for TOML's types.
     serde_message
         .replace("expected i64", "expected a whole number")

@@ -98,6 +98,8 @@ fn every_key_changes_what_it_names() {
     let table = |database: &str, table: &str, spooled| Table {
         database: database.into(),
         table: table.into(),
+        mapping: None,
+        dedup: Dedup::Off,
         spooled,
         delivered: spooled,
     };
@@ -178,7 +180,7 @@ fn relative_paths_start_at_the_file() {
         let config = Config::parse(text, Path::new("/etc/weir.toml"), Path::new("/etc")).unwrap();
         match config.destination {
             Destination::Directory { path } => path,
-            Destination::Null => panic!("not a directory"),
+            other => panic!("not a directory: {other:?}"),
         }
     };
     assert_eq!(path_of(""), Path::new("/etc/out"));
@@ -308,7 +310,7 @@ fn values_out_of_bounds_are_refused() {
         (
             "destination.type = \"kafka\"",
             "1:20: ",
-            "use `directory` or `null`",
+            "use `directory`, `null` or `kusto`",
         ),
         (
             "destination.path = \"\"",
@@ -517,6 +519,265 @@ fn more_tables_than_the_pool_serves_is_a_warning() {
     assert!(warnings[0].ends_with("upload.buffer_count to 5 or more"));
 }
 
+// --- Kusto ----------------------------------------------------------------------------------------
+
+/// The least that makes Kusto the destination; more keys of `[destination]` may follow.
+const KUSTO: &str = "[destination]
+type = \"kusto\"
+ingest_uri = \"https://ingest-c.westeurope.kusto.windows.net\"
+identity = { managed_identity = \"system\" }
+";
+
+/// The destination of `[destination]` with these lines, relative to `/etc`.
+fn kusto(lines: &str) -> Result<KustoConfig, ConfigErrors> {
+    let text = format!("[destination]\ntype = \"kusto\"\n{lines}");
+    let config = Config::parse(&text, Path::new("weir.toml"), Path::new("/etc"))?;
+    match config.destination {
+        Destination::Kusto(config) => Ok(config),
+        other => panic!("not Kusto: {other:?}"),
+    }
+}
+
+const ENDPOINT: &str = "ingest_uri = \"https://ingest-c.westeurope.kusto.windows.net/\"\n";
+
+#[test]
+fn kusto_is_configured_as_its_issue_shows() {
+    let text = r#"
+        [destination]
+        type = "kusto"
+        ingest_uri = "https://ingest-mycluster.westeurope.kusto.windows.net"
+        identity = { managed_identity = "system" }
+        mode = "queued"
+
+        [[route]]
+        path = "/github/*"
+        database = "Telemetry"
+        table = "GitHub"
+        mapping = "github_v1"
+        dedup = "ingest-by"
+
+        [[route]]
+        database = "Telemetry"
+        table = "GitHub"
+    "#;
+    let config = parse(text).unwrap();
+    assert_eq!(config.warnings(), Vec::<String>::new());
+    let Destination::Kusto(destination) = config.destination else {
+        panic!("not Kusto")
+    };
+    assert_eq!(
+        destination,
+        KustoConfig {
+            ingest_uri: "https://ingest-mycluster.westeurope.kusto.windows.net"
+                .parse()
+                .unwrap(),
+            identity: Identity::Managed { client_id: None },
+            mode: Mode::Queued,
+            trusted_hosts: Vec::new(),
+        }
+    );
+    // Another mapping is another batch, so also another upload buffer.
+    assert_eq!(config.tables.len(), 2);
+    assert_eq!(config.tables[0].mapping.as_deref(), Some("github_v1"));
+    assert_eq!(config.tables[0].dedup, Dedup::IngestBy);
+    assert_eq!(config.tables[1].mapping, None);
+}
+
+#[test]
+fn every_identity_is_read() {
+    use crate::secret::SecretSource;
+    let id = |text: &str| Some(text.to_owned());
+    for (text, expected) in [
+        (
+            "{ managed_identity = { client_id = \"a-1\" } }",
+            Identity::Managed {
+                client_id: id("a-1"),
+            },
+        ),
+        (
+            "{ workload_identity = {} }",
+            Identity::Workload {
+                tenant: None,
+                client_id: None,
+                token_file: None,
+            },
+        ),
+        (
+            "{ workload_identity = { tenant = \"t\", client_id = \"c\", token_file = \"f\" } }",
+            Identity::Workload {
+                tenant: id("t"),
+                client_id: id("c"),
+                token_file: Some("/etc/f".into()),
+            },
+        ),
+        (
+            "{ client_secret = { tenant = \"t.example\", client_id = \"c\", secret = { env = \"S\" } } }",
+            Identity::ClientSecret {
+                tenant: "t.example".into(),
+                client_id: "c".into(),
+                secret: SecretSource::Env("S".into()),
+            },
+        ),
+        (
+            "{ client_certificate = { tenant = \"t\", client_id = \"c\", certificate = { file = \"/c.pem\" } } }",
+            Identity::ClientCertificate {
+                tenant: "t".into(),
+                client_id: "c".into(),
+                certificate: SecretSource::File("/c.pem".into()),
+            },
+        ),
+        ("{ azure_cli = {} }", Identity::AzureCli),
+    ] {
+        let config = kusto(&format!("{ENDPOINT}identity = {text}")).unwrap();
+        assert_eq!(config.identity, expected, "{text}");
+    }
+}
+
+#[test]
+fn endpoints_are_checked_before_anything_is_sent() {
+    let uri = |uri: &str| format!("ingest_uri = \"{uri}\"\nidentity = {{ azure_cli = {{}} }}\n");
+    for (text, part) in [
+        ("ingest-c.kusto.windows.net", "not a URL"),
+        ("https://evil.example", "destination.trusted_hosts"),
+        ("http://ingest-c.kusto.windows.net", "https"),
+        (
+            "https://c.westeurope.kusto.windows.net",
+            "did you mean \"https://ingest-c.westeurope",
+        ),
+        ("https://u:canary@ingest-c.kusto.windows.net", "remove it"),
+        ("https://ingest-c.kusto.windows.net/v1", "without path"),
+        (
+            "https://ingest-c.kusto.windows.net?sig=canary",
+            "without path",
+        ),
+    ] {
+        let error = kusto(&uri(text)).unwrap_err().to_string();
+        assert!(
+            error.starts_with("weir.toml:3:14: destination.ingest_uri: "),
+            "{error}"
+        );
+        assert!(error.contains(part) && !error.contains("canary"), "{error}");
+    }
+    for text in [
+        "http://127.0.0.1:8080",
+        "https://ingest-c.kusto.windows.net:443/",
+    ] {
+        assert!(kusto(&uri(text)).is_ok(), "{text}");
+    }
+    let own = format!(
+        "{}trusted_hosts = [\".example.com\"]",
+        uri("https://adx.example.com")
+    );
+    assert!(kusto(&own).is_ok());
+}
+
+#[test]
+fn what_kusto_needs_is_named() {
+    let error = kusto("").unwrap_err();
+    assert_eq!(error.errors.len(), 2, "{error}");
+    for (lines, start, part) in [
+        ("identity = {}", "4:12: ", "0 identities"),
+        (
+            "identity = { azure_cli = {}, workload_identity = {} }",
+            "4:12: ",
+            "2 identities",
+        ),
+        (
+            "identity = { azure_clu = {} }",
+            "4:14: ",
+            "did you mean `azure_cli`?",
+        ),
+        (
+            "identity = { azure_cli = { x = 1 } }",
+            "4:28: ",
+            "remove it",
+        ),
+        (
+            "identity = { managed_identity = \"user\" }",
+            "4:33: ",
+            "\"system\"",
+        ),
+        (
+            "identity = { managed_identity = { id = \"x\" } }",
+            "4:33: ",
+            "client_id",
+        ),
+        (
+            "identity = { client_secret = { tenant = \"t\", client_id = \"c\" } }",
+            "4:30: ",
+            "add the missing",
+        ),
+        (
+            "identity = { client_secret = { tenant = \"t/u\", client_id = \"c\", secret = { env = \"S\" } } }",
+            "4:41: ",
+            "`tenant` has",
+        ),
+        (
+            "identity = { azure_cli = {} }\nmode = \"streaming\"",
+            "5:8: ",
+            "use `queued`",
+        ),
+        (
+            "identity = { azure_cli = {} }\ntrusted_hosts = [\"a.example\", \"https://b\"]",
+            "5:31: ",
+            "without scheme",
+        ),
+        (
+            "identity = { azure_cli = {} }\ntrusted_hosts = [\".com\"]",
+            "5:18: ",
+            "not a host",
+        ),
+    ] {
+        let error = kusto(&format!("{ENDPOINT}{lines}"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with(&format!("weir.toml:{start}")), "{error}");
+        assert!(error.contains(part), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn a_secret_in_the_configuration_is_refused_and_not_repeated() {
+    for secret in [
+        "\"canary\"",
+        "{ text = \"canary\" }",
+        "[\"canary\"]",
+        "{ env = [\"canary\"] }",
+    ] {
+        let identity = format!(
+            "identity = {{ client_secret = {{ tenant = \"t\", client_id = \"c\", secret = {secret} }} }}"
+        );
+        let error = kusto(&format!("{ENDPOINT}{identity}"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("{ env = \"NAME\" } or { file = \"path\" }"),
+            "{error}"
+        );
+        assert!(!error.contains("canary"), "{error}");
+    }
+}
+
+#[test]
+fn keys_of_kusto_are_not_silently_ignored_by_others() {
+    assert_error(
+        "[destination]\nmode = \"queued\"",
+        "2:8: destination.mode: ",
+        "set the type",
+    );
+    let null = "destination.type = \"null\"\ndestination.ingest_uri = \"x\"";
+    assert_error(null, "2:26: ", "set the type");
+    let warnings = parse("[[route]]\nmapping = \"m\"").unwrap().warnings();
+    assert!(warnings[0].contains("route.mapping"), "{warnings:?}");
+    assert_error(
+        "[[route]]\nmapping = \"\"",
+        "2:11: route[0].mapping: ",
+        "remove the key",
+    );
+    assert_error("[[route]]\ndedup = \"on\"", "2:9: ", "`ingest-by`");
+}
+
 // --- docs/CONFIG.md -------------------------------------------------------------------------------
 
 /// The rows of the document's tables of keys: key and default, without backticks.
@@ -549,6 +810,15 @@ fn setting(key: &str, value: &str) -> String {
     }
 }
 
+/// Tables below the sections that have keys of their own.
+const NESTED_SECTIONS: [&str; 5] = [
+    "slabs.classes",
+    "destination.identity",
+    "destination.identity.workload_identity",
+    "destination.identity.client_secret",
+    "destination.identity.client_certificate",
+];
+
 /// The keys that the code knows, dotted, from its own refusal of one that it doesn't know.
 fn code_keys() -> BTreeSet<String> {
     let known = |key: &str| -> Vec<String> {
@@ -567,8 +837,10 @@ fn code_keys() -> BTreeSet<String> {
             keys.insert(format!("{section}.{name}"));
         }
     }
-    for name in known("slabs.classes.zzzzzzzzzzzz") {
-        keys.insert(format!("slabs.classes.{name}"));
+    for section in NESTED_SECTIONS {
+        for name in known(&format!("{section}.zzzzzzzzzzzz")) {
+            keys.insert(format!("{section}.{name}"));
+        }
     }
     keys
 }
@@ -589,7 +861,17 @@ fn the_document_has_the_defaults_of_the_code() {
             ("memory.limit", "none") => assert_eq!(Config::default().memory.limit, None),
             // The example has them.
             ("slabs.classes", _) => {}
-            ("slabs.classes.size" | "slabs.classes.count", "required") => {}
+            // Without a default there is nothing to compare.
+            (_, "required" | "none") => {}
+            ("destination.mode" | "destination.trusted_hosts", _) => assert_eq!(
+                parse(&format!(
+                    "{KUSTO}{} = {default}",
+                    &key["destination.".len()..]
+                ))
+                .unwrap(),
+                parse(KUSTO).unwrap(),
+                "{key} = {default}"
+            ),
             _ => assert_eq!(
                 parse(&setting(&key, &default)).unwrap(),
                 Config::default(),
@@ -600,13 +882,28 @@ fn the_document_has_the_defaults_of_the_code() {
 }
 
 #[test]
+fn the_examples_of_kusto_are_valid() {
+    let (_, kusto) = DOCUMENT.split_once("type = \"kusto\"\n").unwrap();
+    let (lines, _) = kusto.split_once("```").unwrap();
+    assert!(matches!(
+        self::kusto(lines).unwrap().identity,
+        Identity::ClientSecret { .. }
+    ));
+}
+
+#[test]
 fn the_example_of_the_document_is_complete() {
     let example: toml::Table = document_example().parse().unwrap();
     for key in code_keys() {
         let mut value = &toml::Value::Table(example.clone());
-        // The only key without a default is there as a comment.
-        if key == "memory.limit" {
-            assert!(document_example().contains("# limit = "));
+        // A key without a default is there as a comment; those of Kusto have an example of their own.
+        if key == "memory.limit" || key == "route.mapping" {
+            let name = key.rsplit('.').next().unwrap();
+            assert!(document_example().contains(&format!("# {name} = ")));
+            continue;
+        }
+        if key.starts_with("destination.") && key != "destination.type" && key != "destination.path"
+        {
             continue;
         }
         for name in key.split('.') {

@@ -18,7 +18,7 @@ use super::raw::{
     RawSlabClass, RawSpool, TableOf,
 };
 use super::{
-    Ack, Admin, Batch, Compression, Config, Destination, Envelope, Limits, Listener, Memory,
+    Ack, Admin, Batch, Compression, Config, Dedup, Destination, Envelope, Limits, Listener, Memory,
     PathPattern, Registered, Response, Route, Size, SlabClass, Slabs, Spool, SuccessStatus, Table,
     Upload,
 };
@@ -41,9 +41,16 @@ pub(super) fn validate(raw: RawConfig, base_dir: &Path) -> Result<Config, Vec<Pl
     }
 }
 
+#[derive(Clone, Copy)]
+enum Kind {
+    Directory,
+    Null,
+    Kusto,
+}
+
 /// The errors so far. Each method checks one part and notes what is wrong with it.
 #[derive(Default)]
-struct Check {
+pub(super) struct Check {
     errors: Vec<Placed>,
 }
 
@@ -129,7 +136,7 @@ impl Check {
         }
     }
 
-    fn error(&mut self, span: Range<usize>, message: impl Into<String>) {
+    pub(super) fn error(&mut self, span: Range<usize>, message: impl Into<String>) {
         self.errors.push(Placed {
             span,
             message: message.into(),
@@ -200,7 +207,12 @@ impl Check {
         default
     }
 
-    fn choice<T: Copy>(&mut self, key: Key<String>, choices: &[(&str, T)], default: T) -> T {
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        key: Key<String>,
+        choices: &[(&str, T)],
+        default: T,
+    ) -> T {
         let Some(value) = key else { return default };
         let text = value.get_ref();
         if let Some((_, choice)) = choices.iter().find(|(name, _)| name == text) {
@@ -312,9 +324,26 @@ impl Check {
         default: Destination,
         base_dir: &Path,
     ) -> Destination {
-        let is_directory = self.choice(raw.kind, &[("directory", true), ("null", false)], true);
-        if !is_directory {
-            return Destination::Null;
+        let kind = self.choice(
+            raw.kind.clone(),
+            &[
+                ("directory", Kind::Directory),
+                ("null", Kind::Null),
+                ("kusto", Kind::Kusto),
+            ],
+            Kind::Directory,
+        );
+        match kind {
+            Kind::Directory => self.no_kusto(&raw),
+            Kind::Null => {
+                self.no_kusto(&raw);
+                return Destination::Null;
+            }
+            Kind::Kusto => {
+                return self
+                    .kusto(raw, base_dir)
+                    .map_or(default, Destination::Kusto);
+            }
         }
         let Destination::Directory { path } = default else {
             unreachable!("the default destination is a directory")
@@ -535,14 +564,25 @@ impl Check {
             let table = Table {
                 database: self.entity(route.database, &table_default.database, is_directory),
                 table: self.entity(route.table, &table_default.table, is_directory),
+                mapping: route.mapping.map(|name| self.mapping(name)),
+                dedup: self.choice(
+                    route.dedup,
+                    &[("off", Dedup::Off), ("ingest-by", Dedup::IngestBy)],
+                    table_default.dedup,
+                ),
                 spooled: ack != Ack::Memory,
                 delivered: ack == Ack::Delivered,
             };
             let table_index = tables
                 .iter()
                 .position(|known| {
-                    (&known.database, &known.table, known.spooled)
-                        == (&table.database, &table.table, table.spooled)
+                    // Whether delivery is promised is of the table, not of what its rows have in common.
+                    let delivered = known.delivered;
+                    *known
+                        == Table {
+                            delivered,
+                            ..table.clone()
+                        }
                 })
                 .unwrap_or_else(|| {
                     tables.push(table);
@@ -611,6 +651,20 @@ impl Check {
             self.error(value.span(), message);
         }
         value.into_inner()
+    }
+
+    /// A mapping's name. It goes into JSON and into commands, both of which escape it.
+    fn mapping(&mut self, name: Spanned<String>) -> String {
+        let size = name.get_ref().chars().count();
+        let has_control = name.get_ref().chars().any(char::is_control);
+        if !(1..=ENTITY_NAME_SIZE_MAX).contains(&size) || has_control {
+            let message = format!(
+                "a mapping's name has 1 to {ENTITY_NAME_SIZE_MAX} printable characters; remove the \
+                 key where there is no mapping"
+            );
+            self.error(name.span(), message);
+        }
+        name.into_inner()
     }
 
     fn tag(&mut self, key: Key<String>, default: &str) -> String {
