@@ -12,6 +12,7 @@
 //! 8. [`uplink`]: the sealed buffer is delivered, and comes back.
 //!
 //! [`reactor`] is the core on which 1 to 7 happen, and shares nothing; [`node`] is all of them.
+//! [`standin`] is no step: it plays the remote end.
 
 pub mod cli;
 pub mod config;
@@ -36,3 +37,4 @@ pub mod upload_buffer;
 pub mod uplink;
 pub mod metrics;
 pub mod admin;
+pub mod standin;

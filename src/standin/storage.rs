@@ -1,0 +1,379 @@
+//! Storage accounts: which containers and queues there are, the URLs that are handed out, and who may do what.
+//!
+//! Before it: [`super::mgmt`] hands the URLs out, a client comes with one.
+//! After it: [`blob`] and [`queue`] do what was asked. Thread: the runtime's. Allocates: freely.
+//! Invariant: nothing is stored or given without a signature that holds now, for this resource and this act.
+//! Not here: storage of others ([`super::external`]).
+//!
+//! Addresses are path-style, as Azurite's: `http://127.0.0.1:PORT/account0/CONTAINER/BLOB?SAS`.
+//! Each account has a port of its own for blobs and one for queues, so that one can die and the others live.
+
+pub(super) mod blob;
+pub(super) mod queue;
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+
+use super::Service as Standin;
+use super::clock::later;
+use super::sas::{AccountKey, Grant, Service};
+
+/// Signatures that [`Storage::withdraw`] can withdraw.
+const ISSUED_COUNT_MAX: usize = 100_000;
+
+/// An error answer of Azure Storage.
+#[derive(Debug)]
+pub(super) struct StorageError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+impl StorageError {
+    pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> StorageError {
+        StorageError {
+            status: StatusCode::from_u16(status).expect("a status of Azure's"),
+            code,
+            message: message.into(),
+        }
+    }
+
+    fn denied(detail: impl Into<String>) -> StorageError {
+        let detail = detail.into();
+        let message = "Server failed to authenticate the request. Make sure the value of Authorization header is \
+                       formed correctly including the signature.";
+        StorageError::new(403, "AuthenticationFailed", format!("{message}\n{detail}"))
+    }
+}
+
+impl IntoResponse for StorageError {
+    fn into_response(self) -> Response {
+        let body = format!(
+            "\u{feff}<?xml version=\"1.0\" encoding=\"utf-8\"?><Error><Code>{}</Code><Message>{}</Message></Error>",
+            self.code,
+            quick_xml::escape::escape(self.message.as_str())
+        );
+        let headers = [
+            ("x-ms-error-code", self.code),
+            (header::CONTENT_TYPE.as_str(), "application/xml"),
+        ];
+        (self.status, headers, body).into_response()
+    }
+}
+
+/// What the routers of one account's ports know.
+#[derive(Clone)]
+pub(super) struct Account {
+    pub standin: std::sync::Arc<Standin>,
+    pub index: usize,
+}
+
+/// A query, decoded where one asks.
+pub(super) struct Query(Vec<(String, String)>);
+
+impl Query {
+    pub fn of(uri: &axum::http::Uri) -> Query {
+        Query::parse(uri.query().unwrap_or_default())
+    }
+
+    pub fn parse(query: &str) -> Query {
+        let pairs = url::form_urlencoded::parse(query.as_bytes());
+        Query(pairs.into_owned().collect())
+    }
+
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let pair = self.0.iter().find(|(key, _)| key == name)?;
+        Some(&pair.1)
+    }
+}
+
+pub(super) struct AccountOptions {
+    pub blob_address: SocketAddr,
+    pub queue_address: SocketAddr,
+}
+
+/// All accounts.
+pub(super) struct Storage {
+    accounts: Vec<AccountOptions>,
+    keys: Vec<AccountKey>,
+    container_count: usize,
+    queue_count: usize,
+    sas_size: usize,
+    sas_lifetime: Duration,
+    state: Mutex<Names>,
+    pub blobs: blob::Store,
+    pub queues: queue::Queues,
+}
+
+#[derive(Default)]
+struct Names {
+    /// Counts the rotations; part of every name.
+    generation: u32,
+    /// Names before this rotation are gone.
+    first_generation: u32,
+    issued: Vec<String>,
+    issued_count: u64,
+    withdrawn: HashSet<String>,
+}
+
+/// One row of `.get ingestion resources`, and its signature.
+pub(super) struct Resource {
+    pub kind: &'static str,
+    pub uri: String,
+    pub signature: String,
+}
+
+pub(super) struct StorageOptions {
+    pub container_count: usize,
+    pub queue_count: usize,
+    pub sas_size: usize,
+    pub sas_lifetime: Duration,
+    pub blobs_size_max: usize,
+}
+
+impl Storage {
+    pub fn new(accounts: Vec<AccountOptions>, options: &StorageOptions) -> Storage {
+        let keys = (0..accounts.len()).map(|index| AccountKey {
+            account: account_name(index),
+            key: uuid::Uuid::new_v4().into_bytes().to_vec(),
+        });
+        Storage {
+            keys: keys.collect(),
+            accounts,
+            container_count: options.container_count,
+            queue_count: options.queue_count,
+            sas_size: options.sas_size,
+            sas_lifetime: options.sas_lifetime,
+            state: Mutex::default(),
+            blobs: blob::Store::new(options.blobs_size_max),
+            queues: queue::Queues::default(),
+        }
+    }
+
+    /// New names for all containers and queues. The old ones stay if `keep_old`; otherwise they answer 404 to writers.
+    pub fn rotate(&self, keep_old: bool) {
+        let mut state = self.state.lock().unwrap();
+        state.generation += 1;
+        if !keep_old {
+            state.first_generation = state.generation;
+        }
+    }
+
+    /// All signatures handed out so far count as expired from now on.
+    pub fn withdraw(&self) {
+        let mut state = self.state.lock().unwrap();
+        let issued = std::mem::take(&mut state.issued);
+        state.withdrawn.extend(issued);
+    }
+
+    /// The rows of `.get ingestion resources`, freshly signed, account by account.
+    pub fn resources(&self, now: Timestamp) -> Vec<Resource> {
+        let mut state = self.state.lock().unwrap();
+        let generation = state.generation;
+        let mut resources = Vec::new();
+        for index in 0..self.accounts.len() {
+            for queue in 0..self.queue_count {
+                let name = queue_name(generation, queue);
+                let kind = "SecuredReadyForAggregationQueue";
+                resources.push(self.sign(&mut state, now, index, Service::Queue, &name, kind, "a"));
+            }
+            for container in 0..self.container_count {
+                let name = container_name(generation, container);
+                let (service, kind) = (Service::Blob, "TempStorage");
+                resources.push(self.sign(&mut state, now, index, service, &name, kind, "rwd"));
+            }
+        }
+        for (name, kind) in [
+            (SUCCEEDED_QUEUE, "SuccessfulIngestionsQueue"),
+            (FAILED_QUEUE, "FailedIngestionsQueue"),
+        ] {
+            resources.push(self.sign(&mut state, now, 0, Service::Queue, name, kind, "rp"));
+        }
+        resources
+    }
+
+    #[expect(clippy::too_many_arguments)] // One URL has that many parts.
+    fn sign(
+        &self,
+        state: &mut Names,
+        now: Timestamp,
+        account: usize,
+        service: Service,
+        resource: &str,
+        kind: &'static str,
+        permissions: &str,
+    ) -> Resource {
+        // Azure starts a SAS some minutes early, against skewed clocks. Here the start also makes each one unique.
+        state.issued_count += 1;
+        let early = Duration::from_secs(300 + state.issued_count % 1_000_000);
+        let grant = Grant {
+            service,
+            resource,
+            permissions,
+            starts: now
+                .saturating_sub(jiff::SignedDuration::try_from(early).unwrap_or_default())
+                .unwrap_or(now),
+            ends: later(now, self.sas_lifetime),
+        };
+        let signed = self.keys[account].service_sas(&grant, self.sas_size);
+        if state.issued.len() < ISSUED_COUNT_MAX {
+            state.issued.push(signed.signature.clone());
+        }
+        let address = match service {
+            Service::Blob => self.accounts[account].blob_address,
+            Service::Queue => self.accounts[account].queue_address,
+        };
+        let name = account_name(account);
+        Resource {
+            kind,
+            uri: format!("http://{address}/{name}/{resource}?{}", signed.query),
+            signature: signed.signature,
+        }
+    }
+
+    /// Whether the query's SAS grants `permissions` (any one of the letters) on the resource now.
+    pub fn authorize(
+        &self,
+        now: Timestamp,
+        account: usize,
+        service: Service,
+        resource: &str,
+        permissions: &str,
+        query: &Query,
+    ) -> Result<(), StorageError> {
+        let value = |name: &str| query.get(name).unwrap_or_default().to_owned();
+        let Some(signature) = query.get("sig") else {
+            let message = "Server failed to authenticate the request. Please refer to the information in the \
+                           www-authenticate header.";
+            return Err(StorageError::new(
+                401,
+                "NoAuthenticationInformation",
+                message,
+            ));
+        };
+        if !self.keys[account].verifies(service, resource, &value, signature) {
+            return Err(StorageError::denied("Signature did not match."));
+        }
+        let withdrawn = self.state.lock().unwrap().withdrawn.contains(signature);
+        let expired = value("se").parse::<Timestamp>().is_ok_and(|end| end <= now);
+        if withdrawn || expired {
+            return Err(StorageError::denied(
+                "Signature not valid in the specified time frame",
+            ));
+        }
+        if !value("sp").contains(|letter| permissions.contains(letter)) {
+            let message =
+                "This request is not authorized to perform this operation using this permission.";
+            return Err(StorageError::new(
+                403,
+                "AuthorizationPermissionMismatch",
+                message,
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether writers may still use the name.
+    fn exists(&self, service: Service, resource: &str) -> bool {
+        if service == Service::Queue && [SUCCEEDED_QUEUE, FAILED_QUEUE].contains(&resource) {
+            return true;
+        }
+        let state = self.state.lock().unwrap();
+        (state.first_generation..=state.generation).any(|generation| match service {
+            Service::Blob => {
+                (0..self.container_count).any(|index| container_name(generation, index) == resource)
+            }
+            Service::Queue => {
+                (0..self.queue_count).any(|index| queue_name(generation, index) == resource)
+            }
+        })
+    }
+
+    /// The account whose blob port this is.
+    pub fn account_of_blob_port(&self, port: u16) -> Option<usize> {
+        self.accounts
+            .iter()
+            .position(|account| account.blob_address.port() == port)
+    }
+}
+
+/// Where successes are reported, if a message asks for it.
+pub(super) const SUCCEEDED_QUEUE: &str = "successfulingestions";
+/// Where failures are reported, if a message asks for it.
+pub(super) const FAILED_QUEUE: &str = "failedingestions";
+
+fn account_name(index: usize) -> String {
+    format!("account{index}")
+}
+
+fn container_name(generation: u32, index: usize) -> String {
+    format!("ingestdata-g{generation}-{index}")
+}
+
+fn queue_name(generation: u32, index: usize) -> String {
+    format!("readyforaggregation-secured-g{generation}-{index}")
+}
+
+impl Account {
+    /// What every request to storage has to get past.
+    fn admit(
+        &self,
+        account: &str,
+        service: Service,
+        resource: &str,
+        permissions: &str,
+        query: &Query,
+        headers: &HeaderMap,
+    ) -> Result<(), StorageError> {
+        let standin = &self.standin;
+        if headers.contains_key(header::AUTHORIZATION) {
+            standin.journal.violation(
+                "an Authorization header went to storage, which is for the SAS alone: it leaks a Kusto token",
+            );
+        }
+        if account != account_name(self.index) {
+            let message = format!("this port is for {}", account_name(self.index));
+            return Err(StorageError::new(400, "InvalidUri", message));
+        }
+        let now = standin.clock.now();
+        standin
+            .storage
+            .authorize(now, self.index, service, resource, permissions, query)?;
+        match (standin.storage.exists(service, resource), service) {
+            (true, _) => Ok(()),
+            (false, Service::Blob) => Err(StorageError::new(
+                404,
+                "ContainerNotFound",
+                "The specified container does not exist.",
+            )),
+            (false, Service::Queue) => Err(StorageError::new(
+                404,
+                "QueueNotFound",
+                "The specified queue does not exist.",
+            )),
+        }
+    }
+}
+
+/// What nothing is served on.
+pub(super) async fn unknown(State(_): State<Account>) -> StorageError {
+    StorageError::new(
+        400,
+        "InvalidUri",
+        "The requested URI does not represent any resource on the server.",
+    )
+}
+
+/// Decodes strict standard base64.
+pub(super) fn base64(text: &str) -> Option<Vec<u8>> {
+    STANDARD.decode(text).ok()
+}
