@@ -283,7 +283,12 @@ impl Standin {
 
     /// The rows kept of a table, oldest first, each a JSON object; none where there is no such table.
     pub fn rows(&self, database: &str, table: &str) -> Vec<String> {
-        let rows = self.service.catalog.rows(database, table, usize::MAX);
+        self.newest_rows(database, table, usize::MAX)
+    }
+
+    /// The newest `count` of them.
+    pub fn newest_rows(&self, database: &str, table: &str, count: usize) -> Vec<String> {
+        let rows = self.service.catalog.rows(database, table, count);
         rows.unwrap_or_default()
     }
 
@@ -329,7 +334,7 @@ impl Standin {
         self.service.journal.secrets()
     }
 
-    /// Waits until `condition` holds, which is asked after every step of the engine and at the end.
+    /// Waits until `condition` holds, which is asked after every request and every step of the engine, and at the end.
     pub fn wait_for(&self, timeout: Duration, mut condition: impl FnMut(&Standin) -> bool) -> bool {
         let deadline = Instant::now() + timeout;
         let progress = &self.service.progress;
@@ -349,7 +354,7 @@ impl Standin {
         }
     }
 
-    /// Waits until every message posted so far has come to its end; open batches count as not.
+    /// Waits until every message in the stand-in's own queues has come to its end; what is in an open batch has not.
     pub fn wait_settled(&self, timeout: Duration) -> bool {
         self.wait_for(timeout, |standin| standin.service.is_settled())
     }

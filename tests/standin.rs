@@ -8,7 +8,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
-use support::{Bench, DATABASE, PATIENCE, TABLE, blob_uri, eventually, gzip, row};
+use support::{Bench, DATABASE, PATIENCE, TABLE, blob_uri, gzip, row};
 use weir::standin::{Action, Batching, Fault, Members, StandinOptions, TableOptions, Target};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -876,9 +876,14 @@ fn a_timeout_is_before_or_after_the_act() {
                 .filter(|seen| seen.target == Target::BlobPut)
                 .count()
         };
-        eventually("the request", || seen() == usize::from(stored) + 1);
+        assert!(
+            bench
+                .standin
+                .wait_for(PATIENCE, |_| seen() == usize::from(stored) + 1)
+        );
         if stored {
-            eventually("the blob", || bench.get(&uri).status == 200);
+            let landed = || bench.get(&uri).status == 200;
+            assert!(bench.standin.wait_for(PATIENCE, |_| landed()));
         } else {
             assert_eq!(bench.get(&uri).status, 404);
         }

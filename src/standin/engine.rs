@@ -29,7 +29,7 @@ use super::Service;
 use super::catalog::{Commit, Refused, TableCounts};
 use super::clock::{later, ticks_text};
 use super::message::{self, Message, Report};
-use super::sas::Service as StorageService;
+use super::sas::StorageService;
 use super::storage::{FAILED_QUEUE, Query, SUCCEEDED_QUEUE, blob};
 use harvest::{Blob, Format, Harvest};
 

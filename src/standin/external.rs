@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::clock::later;
-use super::sas::{self, AccountKey, Grant, Service};
+use super::sas::{self, AccountKey, Grant, StorageService};
 use super::storage::Resource;
 
 /// For how long the engine's own signature is good.
@@ -99,10 +99,10 @@ impl External {
         })
     }
 
-    fn uri(&self, service: Service, path: &str) -> String {
+    fn uri(&self, service: StorageService, path: &str) -> String {
         let address = match service {
-            Service::Blob => self.options.blob_address,
-            Service::Queue => self.options.queue_address,
+            StorageService::Blob => self.options.blob_address,
+            StorageService::Queue => self.options.queue_address,
         };
         format!("http://{address}/{}/{path}", self.options.account)
     }
@@ -113,12 +113,12 @@ impl External {
         let containers = containers.map(|name| {
             format!(
                 "{}?restype=container&{}",
-                self.uri(Service::Blob, name),
+                self.uri(StorageService::Blob, name),
                 self.own_sas
             )
         });
-        let queues =
-            queues.map(|name| format!("{}?{}", self.uri(Service::Queue, name), self.own_sas));
+        let queues = queues
+            .map(|name| format!("{}?{}", self.uri(StorageService::Queue, name), self.own_sas));
         for uri in containers.chain(queues) {
             let request = self.client.put(uri).header("x-ms-version", sas::VERSION);
             let request = request.header("content-length", 0);
@@ -153,10 +153,17 @@ impl External {
             }
         };
         let queues = self.options.queues.iter();
-        let queues =
-            queues.map(|name| sign(Service::Queue, name, "SecuredReadyForAggregationQueue", "a"));
+        let queues = queues.map(|name| {
+            sign(
+                StorageService::Queue,
+                name,
+                "SecuredReadyForAggregationQueue",
+                "a",
+            )
+        });
         let containers = self.options.containers.iter();
-        let containers = containers.map(|name| sign(Service::Blob, name, "TempStorage", "rwd"));
+        let containers =
+            containers.map(|name| sign(StorageService::Blob, name, "TempStorage", "rwd"));
         queues.chain(containers).collect()
     }
 
@@ -175,7 +182,7 @@ impl External {
     }
 
     async fn take_from(&self, queue: &str) -> io::Result<Vec<String>> {
-        let messages = format!("{}/messages", self.uri(Service::Queue, queue));
+        let messages = format!("{}/messages", self.uri(StorageService::Queue, queue));
         let uri = format!(
             "{messages}?numofmessages=32&visibilitytimeout={HIDDEN_SECONDS}&{}",
             self.own_sas

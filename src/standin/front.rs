@@ -88,6 +88,7 @@ pub(super) async fn pass(
     let method = parts.method.as_str();
     let journal = &service.journal;
     let sequence = journal.request(target, account, method, &parts.uri, &parts.headers);
+    service.progress.changed();
     let client_request_id = parts.headers.get("x-ms-client-request-id").cloned();
     let size = parts.headers.get(header::CONTENT_LENGTH);
     let size = size.and_then(|size| size.to_str().ok()?.parse().ok());
@@ -112,6 +113,7 @@ pub(super) async fn pass(
         }
         Some(Action::TimeoutAfterAccept) => {
             next.run(Request::from_parts(parts, body)).await;
+            service.progress.changed();
             return std::future::pending().await;
         }
         Some(Action::ResetMidBody) => {
@@ -121,12 +123,14 @@ pub(super) async fn pass(
         }
         Some(Action::ResetAfterAccept) => {
             next.run(Request::from_parts(parts, body)).await;
+            service.progress.changed();
             wire.reset();
             return std::future::pending().await;
         }
     };
     identify(response.headers_mut(), client_request_id);
     journal.answered(sequence, response.status().as_u16());
+    service.progress.changed();
     response
 }
 

@@ -23,9 +23,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 
-use super::Service as Standin;
+use super::Service;
 use super::clock::later;
-use super::sas::{AccountKey, Grant, Service};
+use super::sas::{AccountKey, Grant, StorageService};
 
 /// Signatures that [`Storage::withdraw`] can withdraw.
 const ISSUED_COUNT_MAX: usize = 100_000;
@@ -73,7 +73,7 @@ impl IntoResponse for StorageError {
 /// What the routers of one account's ports know.
 #[derive(Clone)]
 pub(super) struct Account {
-    pub standin: std::sync::Arc<Standin>,
+    pub standin: std::sync::Arc<Service>,
     pub index: usize,
 }
 
@@ -184,11 +184,19 @@ impl Storage {
             for queue in 0..self.queue_count {
                 let name = queue_name(generation, queue);
                 let kind = "SecuredReadyForAggregationQueue";
-                resources.push(self.sign(&mut state, now, index, Service::Queue, &name, kind, "a"));
+                resources.push(self.sign(
+                    &mut state,
+                    now,
+                    index,
+                    StorageService::Queue,
+                    &name,
+                    kind,
+                    "a",
+                ));
             }
             for container in 0..self.container_count {
                 let name = container_name(generation, container);
-                let (service, kind) = (Service::Blob, "TempStorage");
+                let (service, kind) = (StorageService::Blob, "TempStorage");
                 resources.push(self.sign(&mut state, now, index, service, &name, kind, "rwd"));
             }
         }
@@ -196,7 +204,7 @@ impl Storage {
             (SUCCEEDED_QUEUE, "SuccessfulIngestionsQueue"),
             (FAILED_QUEUE, "FailedIngestionsQueue"),
         ] {
-            resources.push(self.sign(&mut state, now, 0, Service::Queue, name, kind, "rp"));
+            resources.push(self.sign(&mut state, now, 0, StorageService::Queue, name, kind, "rp"));
         }
         resources
     }
@@ -207,7 +215,7 @@ impl Storage {
         state: &mut Names,
         now: Timestamp,
         account: usize,
-        service: Service,
+        service: StorageService,
         resource: &str,
         kind: &'static str,
         permissions: &str,
@@ -229,8 +237,8 @@ impl Storage {
             state.issued.push(signed.signature.clone());
         }
         let address = match service {
-            Service::Blob => self.accounts[account].blob_address,
-            Service::Queue => self.accounts[account].queue_address,
+            StorageService::Blob => self.accounts[account].blob_address,
+            StorageService::Queue => self.accounts[account].queue_address,
         };
         let name = account_name(account);
         Resource {
@@ -245,7 +253,7 @@ impl Storage {
         &self,
         now: Timestamp,
         account: usize,
-        service: Service,
+        service: StorageService,
         resource: &str,
         permissions: &str,
         query: &Query,
@@ -283,16 +291,16 @@ impl Storage {
     }
 
     /// Whether writers may still use the name.
-    fn exists(&self, service: Service, resource: &str) -> bool {
-        if service == Service::Queue && [SUCCEEDED_QUEUE, FAILED_QUEUE].contains(&resource) {
+    fn exists(&self, service: StorageService, resource: &str) -> bool {
+        if service == StorageService::Queue && [SUCCEEDED_QUEUE, FAILED_QUEUE].contains(&resource) {
             return true;
         }
         let state = self.state.lock().unwrap();
         (state.first_generation..=state.generation).any(|generation| match service {
-            Service::Blob => {
+            StorageService::Blob => {
                 (0..self.container_count).any(|index| container_name(generation, index) == resource)
             }
-            Service::Queue => {
+            StorageService::Queue => {
                 (0..self.queue_count).any(|index| queue_name(generation, index) == resource)
             }
         })
@@ -328,7 +336,7 @@ impl Account {
     fn admit(
         &self,
         account: &str,
-        service: Service,
+        service: StorageService,
         resource: &str,
         permissions: &str,
         query: &Query,
@@ -350,12 +358,12 @@ impl Account {
             .authorize(now, self.index, service, resource, permissions, query)?;
         match (standin.storage.exists(service, resource), service) {
             (true, _) => Ok(()),
-            (false, Service::Blob) => Err(StorageError::new(
+            (false, StorageService::Blob) => Err(StorageError::new(
                 404,
                 "ContainerNotFound",
                 "The specified container does not exist.",
             )),
-            (false, Service::Queue) => Err(StorageError::new(
+            (false, StorageService::Queue) => Err(StorageError::new(
                 404,
                 "QueueNotFound",
                 "The specified queue does not exist.",

@@ -3,7 +3,7 @@
 #![allow(dead_code)] // Each test binary uses its own part of this.
 
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -74,15 +74,6 @@ pub fn row(number: u64) -> String {
     format!(
         "{{\"timestamp\":\"2026-11-23T09:15:02.123Z\",\"tag\":\"test\",\"log\":{{\"n\":{number}}}}}\n"
     )
-}
-
-/// Asks until it holds, or panics.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "this never came: {what}");
-        std::thread::yield_now();
-    }
 }
 
 impl Bench {

@@ -21,7 +21,7 @@ use serde::Deserialize;
 
 use super::{Account, Query, StorageError, base64};
 use crate::standin::clock::http_text;
-use crate::standin::sas::Service;
+use crate::standin::sas::StorageService;
 
 /// Blocks of one blob; Azure's limit.
 const BLOCK_COUNT_MAX: usize = 50_000;
@@ -260,7 +260,7 @@ async fn read(
     let query = Query::of(&uri);
     account.admit(
         &account_name,
-        Service::Blob,
+        StorageService::Blob,
         &container,
         "r",
         &query,
@@ -298,7 +298,7 @@ async fn write(
     let query = Query::of(&uri);
     account.admit(
         &account_name,
-        Service::Blob,
+        StorageService::Blob,
         &container,
         "cw",
         &query,

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::{Account, FAILED_QUEUE, Query, SUCCEEDED_QUEUE, StorageError};
 use crate::standin::clock::{http_text, later};
-use crate::standin::sas::Service;
+use crate::standin::sas::StorageService;
 
 /// Bytes of a message's text, as posted.
 const MESSAGE_SIZE_MAX: usize = 64 << 10;
@@ -233,7 +233,14 @@ async fn put_message(
     body: Body,
 ) -> Result<Response, StorageError> {
     let query = Query::of(&uri);
-    account.admit(&account_name, Service::Queue, &queue, "a", &query, &headers)?;
+    account.admit(
+        &account_name,
+        StorageService::Queue,
+        &queue,
+        "a",
+        &query,
+        &headers,
+    )?;
     let standin = &account.standin;
     let now = standin.clock.now();
     let expires = match seconds(&query, "messagettl", TTL_DEFAULT.as_secs() as i64)? {
@@ -288,7 +295,7 @@ async fn get_messages(
     let permission = if peek { "r" } else { "p" };
     account.admit(
         &account_name,
-        Service::Queue,
+        StorageService::Queue,
         &queue,
         permission,
         &query,
@@ -320,7 +327,14 @@ async fn delete_message(
     headers: HeaderMap,
 ) -> Result<StatusCode, StorageError> {
     let query = Query::of(&uri);
-    account.admit(&account_name, Service::Queue, &queue, "p", &query, &headers)?;
+    account.admit(
+        &account_name,
+        StorageService::Queue,
+        &queue,
+        "p",
+        &query,
+        &headers,
+    )?;
     let receipt = query.get("popreceipt").unwrap_or_default();
     let receipt = receipt.parse().unwrap_or(Uuid::nil());
     let id = id.parse().unwrap_or(Uuid::nil());
