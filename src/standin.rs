@@ -47,7 +47,7 @@ use tokio::runtime::Handle;
 
 use front::{Front, Port};
 use listener::Listener;
-use storage::{AccountOptions, StorageOptions};
+use storage::{Addresses, StorageOptions};
 
 /// What a stand-in is like. The default is a small one, strict, with all that the client secret below may do.
 #[derive(Debug, Clone)]
@@ -182,12 +182,12 @@ impl Standin {
         let (control, address) = listener::bind(options.listen)?;
         let anywhere = SocketAddr::new(options.listen.ip(), 0);
         let mut sockets = Vec::new();
-        let mut accounts = Vec::new();
+        let mut addresses = Vec::new();
         for _ in 0..options.account_count {
             let (blob, queue) = (listener::bind(anywhere)?, listener::bind(anywhere)?);
-            accounts.push(AccountOptions {
-                blob_address: blob.1,
-                queue_address: queue.1,
+            addresses.push(Addresses {
+                blob: blob.1,
+                queue: queue.1,
             });
             sockets.push([blob, queue]);
         }
@@ -223,7 +223,7 @@ impl Standin {
             tokens: identity::Tokens::default(),
             identity_tokens: identity::Tokens::default(),
             roles: Mutex::new(options.roles.clone()),
-            storage: storage::Storage::new(accounts, &storage),
+            storage: storage::Storage::new(addresses, &storage),
             external,
             catalog,
             engine: engine::Engine::default(),
@@ -244,16 +244,16 @@ impl Standin {
         let control = listener((control, address), control_router(&service), Port::Control)?;
         let mut accounts = Vec::new();
         for (index, [blob, queue]) in sockets.into_iter().enumerate() {
-            let account = storage::Account {
-                standin: service.clone(),
-                index,
+            let place = storage::Place {
+                service: service.clone(),
+                account: index,
             };
             let blobs = listener(
                 blob,
-                storage::blob::router(account.clone()),
+                storage::blob::router(place.clone()),
                 Port::Blob(index),
             )?;
-            let queues = listener(queue, storage::queue::router(account), Port::Queue(index))?;
+            let queues = listener(queue, storage::queue::router(place), Port::Queue(index))?;
             accounts.push([blobs, queues]);
         }
         let engine = runtime.spawn(engine::Engine::run(service.clone()));

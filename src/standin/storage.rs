@@ -1,6 +1,6 @@
 //! Storage accounts: which containers and queues there are, the URLs that are handed out, and who may do what.
 //!
-//! Before it: [`super::mgmt`] hands the URLs out, a client comes with one.
+//! Before it: [`super::mgmt`] hands the URLs out, and a client comes with one.
 //! After it: [`blob`] and [`queue`] do what was asked. Thread: the runtime's. Allocates: freely.
 //! Invariant: nothing is stored or given without a signature that holds now, for this resource and this act.
 //! Not here: storage of others ([`super::external`]).
@@ -16,7 +16,6 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -72,9 +71,9 @@ impl IntoResponse for StorageError {
 
 /// What the routers of one account's ports know.
 #[derive(Clone)]
-pub(super) struct Account {
-    pub standin: std::sync::Arc<Service>,
-    pub index: usize,
+pub(super) struct Place {
+    pub service: std::sync::Arc<Service>,
+    pub account: usize,
 }
 
 /// A query, decoded where one asks.
@@ -96,20 +95,25 @@ impl Query {
     }
 }
 
-pub(super) struct AccountOptions {
-    pub blob_address: SocketAddr,
-    pub queue_address: SocketAddr,
+/// Where an account answers.
+pub(super) struct Addresses {
+    pub blob: SocketAddr,
+    pub queue: SocketAddr,
+}
+
+struct Account {
+    addresses: Addresses,
+    key: AccountKey,
 }
 
 /// All accounts.
 pub(super) struct Storage {
-    accounts: Vec<AccountOptions>,
-    keys: Vec<AccountKey>,
+    accounts: Vec<Account>,
     container_count: usize,
     queue_count: usize,
     sas_size: usize,
     sas_lifetime: Duration,
-    state: Mutex<Names>,
+    names: Mutex<Names>,
     pub blobs: blob::Store,
     pub queues: queue::Queues,
 }
@@ -120,10 +124,39 @@ struct Names {
     generation: u32,
     /// Names before this rotation are gone.
     first_generation: u32,
+    /// Signatures that have not been withdrawn.
     issued: Vec<String>,
-    issued_count: u64,
+    issued_count: i64,
     withdrawn: HashSet<String>,
 }
+
+/// A type of resource, and what its SAS grants.
+struct Kind {
+    name: &'static str,
+    service: StorageService,
+    permissions: &'static str,
+}
+
+const CONTAINER: Kind = Kind {
+    name: "TempStorage",
+    service: StorageService::Blob,
+    permissions: "rwd",
+};
+const QUEUE: Kind = Kind {
+    name: "SecuredReadyForAggregationQueue",
+    service: StorageService::Queue,
+    permissions: "a",
+};
+const SUCCESSES: Kind = Kind {
+    name: "SuccessfulIngestionsQueue",
+    service: StorageService::Queue,
+    permissions: "rp",
+};
+const FAILURES: Kind = Kind {
+    name: "FailedIngestionsQueue",
+    service: StorageService::Queue,
+    permissions: "rp",
+};
 
 /// One row of `.get ingestion resources`, and its signature.
 pub(super) struct Resource {
@@ -141,19 +174,22 @@ pub(super) struct StorageOptions {
 }
 
 impl Storage {
-    pub fn new(accounts: Vec<AccountOptions>, options: &StorageOptions) -> Storage {
-        let keys = (0..accounts.len()).map(|index| AccountKey {
-            account: account_name(index),
-            key: uuid::Uuid::new_v4().into_bytes().to_vec(),
+    pub fn new(addresses: Vec<Addresses>, options: &StorageOptions) -> Storage {
+        let accounts = addresses.into_iter().enumerate();
+        let accounts = accounts.map(|(index, addresses)| Account {
+            addresses,
+            key: AccountKey {
+                account: account_name(index),
+                key: uuid::Uuid::new_v4().into_bytes().to_vec(),
+            },
         });
         Storage {
-            keys: keys.collect(),
-            accounts,
+            accounts: accounts.collect(),
             container_count: options.container_count,
             queue_count: options.queue_count,
             sas_size: options.sas_size,
             sas_lifetime: options.sas_lifetime,
-            state: Mutex::default(),
+            names: Mutex::default(),
             blobs: blob::Store::new(options.blobs_size_max),
             queues: queue::Queues::default(),
         }
@@ -161,89 +197,74 @@ impl Storage {
 
     /// New names for all containers and queues. The old ones stay if `keep_old`; otherwise they answer 404 to writers.
     pub fn rotate(&self, keep_old: bool) {
-        let mut state = self.state.lock().unwrap();
-        state.generation += 1;
+        let mut names = self.names.lock().unwrap();
+        names.generation += 1;
         if !keep_old {
-            state.first_generation = state.generation;
+            names.first_generation = names.generation;
         }
     }
 
     /// All signatures handed out so far count as expired from now on.
     pub fn withdraw(&self) {
-        let mut state = self.state.lock().unwrap();
-        let issued = std::mem::take(&mut state.issued);
-        state.withdrawn.extend(issued);
+        let mut names = self.names.lock().unwrap();
+        let issued = std::mem::take(&mut names.issued);
+        names.withdrawn.extend(issued);
     }
 
     /// The rows of `.get ingestion resources`, freshly signed, account by account.
     pub fn resources(&self, now: Timestamp) -> Vec<Resource> {
-        let mut state = self.state.lock().unwrap();
-        let generation = state.generation;
+        let mut names = self.names.lock().unwrap();
+        let generation = names.generation;
         let mut resources = Vec::new();
-        for index in 0..self.accounts.len() {
-            for queue in 0..self.queue_count {
-                let name = queue_name(generation, queue);
-                let kind = "SecuredReadyForAggregationQueue";
-                resources.push(self.sign(
-                    &mut state,
-                    now,
-                    index,
-                    StorageService::Queue,
-                    &name,
-                    kind,
-                    "a",
-                ));
+        for account in 0..self.accounts.len() {
+            for index in 0..self.queue_count {
+                let name = queue_name(generation, index);
+                resources.push(self.sign(&mut names, now, account, &QUEUE, &name));
             }
-            for container in 0..self.container_count {
-                let name = container_name(generation, container);
-                let (service, kind) = (StorageService::Blob, "TempStorage");
-                resources.push(self.sign(&mut state, now, index, service, &name, kind, "rwd"));
+            for index in 0..self.container_count {
+                let name = container_name(generation, index);
+                resources.push(self.sign(&mut names, now, account, &CONTAINER, &name));
             }
         }
-        for (name, kind) in [
-            (SUCCEEDED_QUEUE, "SuccessfulIngestionsQueue"),
-            (FAILED_QUEUE, "FailedIngestionsQueue"),
-        ] {
-            resources.push(self.sign(&mut state, now, 0, StorageService::Queue, name, kind, "rp"));
+        for (kind, name) in [(&SUCCESSES, SUCCEEDED_QUEUE), (&FAILURES, FAILED_QUEUE)] {
+            resources.push(self.sign(&mut names, now, 0, kind, name));
         }
         resources
     }
 
-    #[expect(clippy::too_many_arguments)] // One URL has that many parts.
     fn sign(
         &self,
-        state: &mut Names,
+        names: &mut Names,
         now: Timestamp,
         account: usize,
-        service: StorageService,
+        kind: &Kind,
         resource: &str,
-        kind: &'static str,
-        permissions: &str,
     ) -> Resource {
         // Azure starts a SAS some minutes early, against skewed clocks. Here the start also makes each one unique.
-        state.issued_count += 1;
-        let early = Duration::from_secs(300 + state.issued_count % 1_000_000);
+        names.issued_count += 1;
+        let early = jiff::SignedDuration::from_secs(300 + names.issued_count % 1_000_000);
+        let Account { addresses, key } = &self.accounts[account];
         let grant = Grant {
-            service,
+            service: kind.service,
             resource,
-            permissions,
-            starts: now
-                .saturating_sub(jiff::SignedDuration::try_from(early).unwrap_or_default())
-                .unwrap_or(now),
+            permissions: kind.permissions,
+            starts: now.saturating_sub(early).unwrap_or(now),
             ends: later(now, self.sas_lifetime),
         };
-        let signed = self.keys[account].service_sas(&grant, self.sas_size);
-        if state.issued.len() < ISSUED_COUNT_MAX {
-            state.issued.push(signed.signature.clone());
+        let signed = key.service_sas(&grant, self.sas_size);
+        if names.issued.len() < ISSUED_COUNT_MAX {
+            names.issued.push(signed.signature.clone());
         }
-        let address = match service {
-            StorageService::Blob => self.accounts[account].blob_address,
-            StorageService::Queue => self.accounts[account].queue_address,
+        let address = match kind.service {
+            StorageService::Blob => addresses.blob,
+            StorageService::Queue => addresses.queue,
         };
-        let name = account_name(account);
         Resource {
-            kind,
-            uri: format!("http://{address}/{name}/{resource}?{}", signed.query),
+            kind: kind.name,
+            uri: format!(
+                "http://{address}/{}/{resource}?{}",
+                key.account, signed.query
+            ),
             signature: signed.signature,
         }
     }
@@ -268,10 +289,13 @@ impl Storage {
                 message,
             ));
         };
-        if !self.keys[account].verifies(service, resource, &value, signature) {
+        if !self.accounts[account]
+            .key
+            .verifies(service, resource, &value, signature)
+        {
             return Err(StorageError::denied("Signature did not match."));
         }
-        let withdrawn = self.state.lock().unwrap().withdrawn.contains(signature);
+        let withdrawn = self.names.lock().unwrap().withdrawn.contains(signature);
         let expired = value("se").parse::<Timestamp>().is_ok_and(|end| end <= now);
         if withdrawn || expired {
             return Err(StorageError::denied(
@@ -295,8 +319,8 @@ impl Storage {
         if service == StorageService::Queue && [SUCCEEDED_QUEUE, FAILED_QUEUE].contains(&resource) {
             return true;
         }
-        let state = self.state.lock().unwrap();
-        (state.first_generation..=state.generation).any(|generation| match service {
+        let names = self.names.lock().unwrap();
+        (names.first_generation..=names.generation).any(|generation| match service {
             StorageService::Blob => {
                 (0..self.container_count).any(|index| container_name(generation, index) == resource)
             }
@@ -310,7 +334,7 @@ impl Storage {
     pub fn account_of_blob_port(&self, port: u16) -> Option<usize> {
         self.accounts
             .iter()
-            .position(|account| account.blob_address.port() == port)
+            .position(|account| account.addresses.blob.port() == port)
     }
 }
 
@@ -331,31 +355,31 @@ fn queue_name(generation: u32, index: usize) -> String {
     format!("readyforaggregation-secured-g{generation}-{index}")
 }
 
-impl Account {
+impl Place {
     /// What every request to storage has to get past.
     fn admit(
         &self,
-        account: &str,
+        account_name: &str,
         service: StorageService,
         resource: &str,
         permissions: &str,
         query: &Query,
         headers: &HeaderMap,
     ) -> Result<(), StorageError> {
-        let standin = &self.standin;
+        let standin = &self.service;
         if headers.contains_key(header::AUTHORIZATION) {
             standin.journal.violation(
                 "an Authorization header went to storage, which is for the SAS alone: it leaks a Kusto token",
             );
         }
-        if account != account_name(self.index) {
-            let message = format!("this port is for {}", account_name(self.index));
+        if account_name != self::account_name(self.account) {
+            let message = format!("this port is for {}", self::account_name(self.account));
             return Err(StorageError::new(400, "InvalidUri", message));
         }
         let now = standin.clock.now();
         standin
             .storage
-            .authorize(now, self.index, service, resource, permissions, query)?;
+            .authorize(now, self.account, service, resource, permissions, query)?;
         match (standin.storage.exists(service, resource), service) {
             (true, _) => Ok(()),
             (false, StorageService::Blob) => Err(StorageError::new(
@@ -373,7 +397,7 @@ impl Account {
 }
 
 /// What nothing is served on.
-pub(super) async fn unknown(State(_): State<Account>) -> StorageError {
+pub(super) async fn unknown() -> StorageError {
     StorageError::new(
         400,
         "InvalidUri",

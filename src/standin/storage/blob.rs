@@ -1,6 +1,6 @@
 //! Blobs: Put Blob, Put Block, Put Block List, Get Blob, Get Blob Properties.
 //!
-//! Before it: [`super::Account`] has admitted the request. After it: [`crate::standin::engine`] reads the blob.
+//! Before it: [`super::Place`] has admitted the request. After it: [`crate::standin::engine`] reads the blob.
 //! Thread: the runtime's. Allocates: the blobs, up to a bound beyond which it answers `ServerBusy`.
 //! Invariant: a blob that was not ingested yet is never dropped; ingested ones go, oldest first, when room is needed.
 //! Not here: ranges, snapshots, leases, `Content-MD5`, every other kind of blob.
@@ -19,7 +19,7 @@ use axum::routing::get;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::{Account, Query, StorageError, base64};
+use super::{Place, Query, StorageError, base64};
 use crate::standin::clock::http_text;
 use crate::standin::sas::StorageService;
 
@@ -242,23 +242,23 @@ fn check_absent(state: &Blobs, key: &Key, create_only: bool) -> Result<(), Stora
 }
 
 /// What answers on an account's blob port.
-pub(in crate::standin) fn router(account: Account) -> Router {
+pub(in crate::standin) fn router(place: Place) -> Router {
     Router::new()
         .route("/{account}/{container}/{*blob}", get(read).put(write))
         .fallback(super::unknown)
-        .with_state(account)
+        .with_state(place)
 }
 
 type BlobPath = Path<(String, String, String)>;
 
 async fn read(
-    State(account): State<Account>,
+    State(place): State<Place>,
     Path((account_name, container, name)): BlobPath,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, StorageError> {
     let query = Query::of(&uri);
-    account.admit(
+    place.admit(
         &account_name,
         StorageService::Blob,
         &container,
@@ -267,11 +267,11 @@ async fn read(
         &headers,
     )?;
     let key = Key {
-        account: account.index,
+        account: place.account,
         container,
         name,
     };
-    let state = account.standin.storage.blobs.state.lock().unwrap();
+    let state = place.service.storage.blobs.state.lock().unwrap();
     let blob = state.blobs.get(&key);
     let Some((blob, content)) = blob.and_then(|blob| Some((blob, blob.committed.clone()?))) else {
         return Err(StorageError::new(
@@ -289,14 +289,14 @@ async fn read(
 }
 
 async fn write(
-    State(account): State<Account>,
+    State(place): State<Place>,
     Path((account_name, container, name)): BlobPath,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, StorageError> {
     let query = Query::of(&uri);
-    account.admit(
+    place.admit(
         &account_name,
         StorageService::Blob,
         &container,
@@ -304,7 +304,7 @@ async fn write(
         &query,
         &headers,
     )?;
-    let standin = &account.standin;
+    let standin = &place.service;
     if name.chars().count() > 1024 {
         let message = "The specified resource name length is not within the permissible limits.";
         return Err(StorageError::new(400, "OutOfRangeInput", message));
@@ -339,7 +339,7 @@ async fn write(
         .get(header::IF_NONE_MATCH)
         .is_some_and(|value| value.as_bytes() == b"*");
     let key = Key {
-        account: account.index,
+        account: place.account,
         container,
         name,
     };

@@ -1,6 +1,6 @@
 //! Queues: Put, Get, Peek and Delete Message.
 //!
-//! Before it: [`super::Account`] has admitted the request. After it: [`crate::standin::engine`] takes the message.
+//! Before it: [`super::Place`] has admitted the request. After it: [`crate::standin::engine`] takes the message.
 //! Thread: the runtime's. Allocates: the messages, up to a bound beyond which it answers `ServerBusy`.
 //! Invariant: a message is given to one reader at a time, until its visibility timeout has passed.
 //! Not here: what a message says ([`crate::standin::message`]).
@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{Account, FAILED_QUEUE, Query, SUCCEEDED_QUEUE, StorageError};
+use super::{FAILED_QUEUE, Place, Query, SUCCEEDED_QUEUE, StorageError};
 use crate::standin::clock::{http_text, later};
 use crate::standin::sas::StorageService;
 
@@ -198,7 +198,7 @@ fn list(status: StatusCode, messages: impl Iterator<Item = String>) -> Response 
 }
 
 /// What answers on an account's queue port.
-pub(in crate::standin) fn router(account: Account) -> Router {
+pub(in crate::standin) fn router(place: Place) -> Router {
     Router::new()
         .route(
             "/{account}/{queue}/messages",
@@ -206,7 +206,7 @@ pub(in crate::standin) fn router(account: Account) -> Router {
         )
         .route("/{account}/{queue}/messages/{id}", delete(delete_message))
         .fallback(super::unknown)
-        .with_state(account)
+        .with_state(place)
 }
 
 /// A number of seconds in the query.
@@ -226,14 +226,14 @@ fn out_of_range(name: &str) -> StorageError {
 }
 
 async fn put_message(
-    State(account): State<Account>,
+    State(place): State<Place>,
     Path((account_name, queue)): Path<(String, String)>,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, StorageError> {
     let query = Query::of(&uri);
-    account.admit(
+    place.admit(
         &account_name,
         StorageService::Queue,
         &queue,
@@ -241,7 +241,7 @@ async fn put_message(
         &query,
         &headers,
     )?;
-    let standin = &account.standin;
+    let standin = &place.service;
     let now = standin.clock.now();
     let expires = match seconds(&query, "messagettl", TTL_DEFAULT.as_secs() as i64)? {
         -1 => Timestamp::MAX,
@@ -279,13 +279,13 @@ async fn put_message(
     standin
         .storage
         .queues
-        .post((account.index, queue), message)?;
+        .post((place.account, queue), message)?;
     standin.engine.wake();
     Ok(list(StatusCode::CREATED, std::iter::once(answer)))
 }
 
 async fn get_messages(
-    State(account): State<Account>,
+    State(place): State<Place>,
     Path((account_name, queue)): Path<(String, String)>,
     uri: Uri,
     headers: HeaderMap,
@@ -293,7 +293,7 @@ async fn get_messages(
     let query = Query::of(&uri);
     let peek = query.get("peekonly") == Some("true");
     let permission = if peek { "r" } else { "p" };
-    account.admit(
+    place.admit(
         &account_name,
         StorageService::Queue,
         &queue,
@@ -310,9 +310,9 @@ async fn get_messages(
         return Err(out_of_range("visibilitytimeout"));
     }
     let hide = (!peek).then_some(Duration::from_secs(hide as u64));
-    let standin = &account.standin;
+    let standin = &place.service;
     let now = standin.clock.now();
-    let key = (account.index, queue);
+    let key = (place.account, queue);
     let messages = standin.storage.queues.get(key, count as usize, hide, now);
     Ok(list(
         StatusCode::OK,
@@ -321,13 +321,13 @@ async fn get_messages(
 }
 
 async fn delete_message(
-    State(account): State<Account>,
+    State(place): State<Place>,
     Path((account_name, queue, id)): Path<(String, String, String)>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<StatusCode, StorageError> {
     let query = Query::of(&uri);
-    account.admit(
+    place.admit(
         &account_name,
         StorageService::Queue,
         &queue,
@@ -338,7 +338,7 @@ async fn delete_message(
     let receipt = query.get("popreceipt").unwrap_or_default();
     let receipt = receipt.parse().unwrap_or(Uuid::nil());
     let id = id.parse().unwrap_or(Uuid::nil());
-    let queues = &account.standin.storage.queues;
-    queues.delete((account.index, queue), id, receipt)?;
+    let queues = &place.service.storage.queues;
+    queues.delete((place.account, queue), id, receipt)?;
     Ok(StatusCode::NO_CONTENT)
 }
