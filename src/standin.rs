@@ -8,8 +8,7 @@
 //! Not here: TLS, queries, streaming ingestion, the REST ingestion API, status tables.
 //! Where the service is undocumented the file that plays it says so.
 //!
-//! A request's way: [`listener`] → [`front`] (noted, struck by a [`fault`]) → [`identity`], [`mgmt`] or [`storage`] →
-//! [`engine`] → [`catalog`].
+//! A request's way: `listener` → `front` (noted, struck by a `fault`) → `identity`, `mgmt` or `storage` → `engine` → `catalog`.
 
 mod catalog;
 mod clock;
@@ -74,6 +73,7 @@ pub struct StandinOptions {
     pub sas_lifetime: Duration,
     pub tables: Vec<TableOptions>,
     /// Rows kept per table, and bytes of their records; the oldest go first.
+    /// Keeping is copying: where speed is measured, keep a mebibyte, and check with [`RowCheck::OneIn`].
     pub rows_count_max: usize,
     pub rows_size_max: usize,
     /// Bytes of blobs kept. Ingested ones go first; with none of those it answers 503.
@@ -335,6 +335,7 @@ impl Standin {
     }
 
     /// Waits until `condition` holds, which is asked after every request and every step of the engine, and at the end.
+    /// It blocks its thread, which therefore must not be one of the runtime's.
     pub fn wait_for(&self, timeout: Duration, mut condition: impl FnMut(&Standin) -> bool) -> bool {
         let deadline = Instant::now() + timeout;
         let progress = &self.service.progress;

@@ -628,6 +628,12 @@ fn an_expired_identity_token_is_found_out() {
         bench.failure_codes(),
         ["BadRequest_InvalidKustoIdentityToken"]
     );
+    let pages = ["/failures", "/messages"].map(|page| bench.get(&bench.uri(page)).json());
+    assert_eq!(
+        pages[0]["ErrorCode"],
+        "BadRequest_InvalidKustoIdentityToken"
+    );
+    assert_eq!(pages[0]["IngestionSourceId"], pages[1]["Id"]);
     let failure = &bench.standin.failures()[0];
     assert!(!failure.source_path.contains('?'), "{failure:?}");
     assert_eq!(failure.failure_kind, "Permanent");
@@ -695,6 +701,24 @@ fn a_blob_twice_in_a_batch_counts_once() {
         bench.failure_codes(),
         ["BlobAlreadyReceived_BlobAlreadyFoundInBatch"]
     );
+}
+
+#[test]
+fn a_blob_that_flushes_shares_its_batch_with_none() {
+    let bench = Bench::start(StandinOptions {
+        batching: Batching::Manual,
+        ..StandinOptions::default()
+    });
+    let text = row(1);
+    let blob_path = bench.upload("x.json", text.as_bytes());
+    bench.enqueue(&bench.message(&blob_path, text.len()));
+    let mut flushing = bench.message(&blob_path, text.len());
+    flushing["FlushImmediately"] = json!(true);
+    bench.enqueue(&flushing);
+    assert!(bench.standin.wait_for(PATIENCE, |_| bench.row_count() == 1));
+    bench.standin.seal_batches();
+    bench.settle();
+    assert_eq!(bench.row_count(), 2);
 }
 
 #[test]

@@ -82,6 +82,7 @@ pub(super) struct Engine {
 #[derive(Default)]
 struct State {
     batches: BTreeMap<Key, Batch>,
+    alone_count: u64,
     /// Messages and blobs that are being worked on.
     in_work: usize,
     failures: VecDeque<Failure>,
@@ -96,9 +97,12 @@ struct Key {
     format: String,
     mapping: [Option<String>; 2],
     tags: Vec<String>,
+    /// A number of its own, for a blob that shares its batch with none.
+    alone: Option<u64>,
 }
 
 struct Batch {
+    /// The beginning of time where it is due whatever the policy says.
     opened: Timestamp,
     raw_size: u64,
     messages: Vec<Message>,
@@ -150,8 +154,9 @@ impl Engine {
         let engine = &service.engine;
         loop {
             let worked = !engine.paused.load(Ordering::Relaxed) && engine.step(&service).await;
+            // Also where nothing was done: whoever looked meanwhile saw an engine at work.
+            service.progress.changed();
             if worked {
-                service.progress.changed();
                 continue;
             }
             let pause = match service.options.batching {
@@ -216,37 +221,37 @@ impl Engine {
             let refused = ("BadRequest_InvalidKustoIdentityToken", details.into());
             return self.fail(service, Some(&message), refused);
         }
+        let immediate = matches!(service.options.batching, Batching::Immediate);
+        // All but the first seal a batch of one in Azure as well.
+        let alone = immediate
+            || message.flush_immediately
+            || message.raw_size.is_none()
+            || !message.ingest_if_not_exists.is_empty()
+            || message.tags.iter().any(|tag| tag.starts_with("ingest-by:"));
+        let mut state = self.state.lock().unwrap();
+        state.alone_count += 1;
         let key = Key {
             database: message.database.clone(),
             table: message.table.clone(),
             format: message.format.clone(),
             mapping: [message.mapping_reference.clone(), message.mapping.clone()],
             tags: message.tags.clone(),
+            alone: alone.then_some(state.alone_count),
         };
-        // These seal a batch of one.
-        let alone = message.flush_immediately
-            || message.raw_size.is_none()
-            || !message.ingest_if_not_exists.is_empty()
-            || message.tags.iter().any(|tag| tag.starts_with("ingest-by:"));
-        let mut state = self.state.lock().unwrap();
         let batch = state.batches.entry(key).or_insert_with(|| Batch {
-            opened: now,
+            opened: if alone { Timestamp::MIN } else { now },
             raw_size: 0,
             messages: Vec::new(),
         });
         batch.raw_size += message.raw_size.unwrap_or(0);
         batch.messages.push(message);
-        if alone {
-            batch.opened = Timestamp::MIN;
-        }
     }
 
     fn take_due(&self, service: &Service) -> Option<Batch> {
         let now = service.clock.now();
         let is_due = |batch: &Batch| match service.options.batching {
             _ if batch.opened == Timestamp::MIN => true,
-            Batching::Immediate => true,
-            Batching::Manual => false,
+            Batching::Immediate | Batching::Manual => false,
             Batching::Policy {
                 blob_count_max,
                 raw_size_max,
