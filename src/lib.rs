@@ -13,6 +13,7 @@
 //! 9. [`uplink`]: the sealed buffer, or the segment, is delivered, and comes back.
 //!
 //! [`reactor`] is the core on which 1 to 8 happen, and shares nothing; [`node`] is all of them.
+//! [`standin`] is no step: it plays the remote end.
 
 pub mod cli;
 pub mod config;
@@ -41,3 +42,4 @@ pub mod ack;
 pub mod uplink;
 pub mod metrics;
 pub mod admin;
+pub mod standin;
