@@ -113,8 +113,9 @@ pub enum Fatal {
     SpoolUnusable { path: PathBuf, source: io::Error },
 
     #[error(
-        "the segment {} has format version {version}, and this weir reads version {}; deliver what it holds with the \
-         weir that wrote it, or change spool.directory", path.display(), crate::spool::segment::VERSION
+        "the segment {} has format version {version}, and this weir reads versions {} to {}; deliver what it holds \
+         with the weir that wrote it, or change spool.directory", path.display(), crate::spool::segment::VERSION_OLDEST,
+        crate::spool::segment::VERSION
     )]
     SpoolVersion { path: PathBuf, version: u32 },
 

@@ -20,7 +20,7 @@ pub mod reader;
 pub mod recover;
 pub mod segment;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -420,7 +420,7 @@ impl<D: Disk> Spool<D> {
             .fetch_add(contents.totals.row_count, Ordering::Relaxed);
         let table_index = tables
             .iter()
-            .position(|table| table.database == header.database && table.table == header.table)
+            .position(|table| header.is_of(table))
             .expect("the tables of all segments are known");
         Ok(Some(Batch {
             id: header.batch,
@@ -431,6 +431,7 @@ impl<D: Disk> Spool<D> {
             reported: false,
             awaited: false,
             position_end: 0,
+            begun_at_ms: header.begun_at_ms(),
         }))
     }
 
@@ -481,22 +482,19 @@ fn id_first(run: Uuid) -> u64 {
 /// The configured tables, and those of `pending` that are not among them.
 fn tables_with(configured: &[Table], pending: &[(Found, SegmentHeader<'_>)]) -> Vec<Table> {
     let mut tables = configured.to_vec();
-    let mut known: HashSet<(String, String)> = tables
-        .iter()
-        .map(|table| (table.database.clone(), table.table.clone()))
-        .collect();
     for (_, header) in pending {
-        let names = (header.database.to_string(), header.table.to_string());
-        if known.insert(names.clone()) {
-            tables.push(Table {
-                database: names.0,
-                table: names.1,
-                mapping: None,
-                dedup: Dedup::Off,
-                spooled: true,
-                delivered: false,
-            });
+        if tables.iter().any(|table| header.is_of(table)) {
+            continue;
         }
+        let ingestion = header.ingestion.as_ref();
+        tables.push(Table {
+            database: header.database.to_string(),
+            table: header.table.to_string(),
+            mapping: ingestion.and_then(|ingestion| ingestion.mapping.as_deref().map(Into::into)),
+            dedup: ingestion.map_or(Dedup::Off, |ingestion| ingestion.dedup),
+            spooled: true,
+            delivered: false,
+        });
     }
     tables
 }

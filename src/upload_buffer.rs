@@ -23,7 +23,7 @@ mod filling;
 use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use uuid::Uuid;
 
@@ -322,6 +322,7 @@ impl UploadBuffers {
             row_count: 0,
             position_end: pool.positions[table_index],
             first_row_at: None,
+            begun_at_ms: 0,
             sealed: false,
             awaited: false,
             on_disk,
@@ -354,6 +355,8 @@ impl UploadBuffers {
         filling.position_end = position;
         if filling.first_row_at.is_none() {
             filling.first_row_at = Some(Instant::now());
+            let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            filling.begun_at_ms = since_1970.map_or(0, |since| since.as_millis() as u64);
         }
     }
 
@@ -465,6 +468,7 @@ impl UploadBuffers {
             reported,
             awaited: filling.awaited,
             position_end: filling.position_end,
+            begun_at_ms: filling.begun_at_ms,
         });
     }
 

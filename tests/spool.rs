@@ -287,13 +287,13 @@ fn a_segment_of_another_version_is_refused_and_left_alone() {
         .find(|path| std::fs::read(path).unwrap().get(512..520) == Some(b"weirsegm"))
         .expect("the segment that was written");
     let written = std::fs::read(&segment).unwrap();
-    for version in [0_u32, 2] {
+    for version in [0_u32, 3] {
         let mut other = written.clone();
         other[520..524].copy_from_slice(&version.to_le_bytes());
         std::fs::write(&segment, &other).unwrap();
         let (code, stderr) = run_to_its_end(directory.path(), &config);
         assert_eq!(code, Some(1));
-        let said = format!("has format version {version}, and this weir reads version 1");
+        let said = format!("has format version {version}, and this weir reads versions 1 to 2");
         assert!(stderr.contains(&said), "{stderr}");
         assert_eq!(std::fs::read(&segment).unwrap(), other);
     }

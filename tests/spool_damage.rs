@@ -9,13 +9,14 @@ use std::io::Read;
 
 use support::sim_disk::{Random, SimDisk};
 use uuid::Uuid;
+use weir::config::Dedup;
 use weir::deflate::GzipMember;
 use weir::limits::{FRAME_BUFFER_SIZE, FRAME_HEADER_SIZE, SEGMENT_HEADER_SIZE, segment_size};
 use weir::spool::disk::{Found, Slot};
 use weir::spool::frame::Totals;
 use weir::spool::reader::{Contents, SegmentReader, Tail};
 use weir::spool::recover::{State, state_of};
-use weir::spool::segment::{BatchId, HEADER_AT, SegmentCursor, SegmentHeader};
+use weir::spool::segment::{BatchId, HEADER_AT, Ingestion, SegmentCursor, SegmentHeader};
 
 const FRAME_COUNT: u64 = 5;
 const BUFFER_SIZE: usize = 16 * 1024;
@@ -44,6 +45,11 @@ fn written() -> Written {
         },
         database: "D".into(),
         table: "T".into(),
+        ingestion: Some(Ingestion {
+            mapping: None,
+            dedup: Dedup::Off,
+            begun_at_ms: 1,
+        }),
     };
     let mut memory = vec![0; BUFFER_SIZE];
     let mut member = GzipMember::new(2);

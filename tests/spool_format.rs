@@ -6,12 +6,13 @@ use std::io::Read;
 
 use support::sim_disk::SimDisk;
 use uuid::Uuid;
+use weir::config::Dedup;
 use weir::limits::{FRAME_BUFFER_SIZE, SECTOR_SIZE, SEGMENT_HEADER_SIZE, segment_size};
 use weir::spool::disk::{Found, Slot};
 use weir::spool::frame::Totals;
 use weir::spool::reader::{SegmentReader, Tail};
 use weir::spool::recover::{State, state_of};
-use weir::spool::segment::{BatchId, SegmentCursor, SegmentHeader, delivery_mark};
+use weir::spool::segment::{BatchId, Ingestion, SegmentCursor, SegmentHeader, delivery_mark};
 
 const DOCUMENT: &str = include_str!("../docs/SPOOL_FORMAT.md");
 
@@ -50,6 +51,11 @@ fn header() -> SegmentHeader<'static> {
         },
         database: "Telemetry".into(),
         table: "Events".into(),
+        ingestion: Some(Ingestion {
+            mapping: Some("events_v1".into()),
+            dedup: Dedup::IngestBy,
+            begun_at_ms: 1_763_889_302_123,
+        }),
     }
 }
 
@@ -109,6 +115,23 @@ fn the_mark_is_the_documents() {
         mark[offset..offset + bytes.len()].copy_from_slice(&bytes);
     }
     assert_eq!(mark, delivery_mark(header().segment_id));
+}
+
+#[test]
+fn a_header_of_version_1_is_read_as_the_document_says() {
+    let mut segment = vec![0; SEGMENT_HEADER_SIZE];
+    for (offset, bytes) in dump("The header of a segment of version 1") {
+        segment[offset..offset + bytes.len()].copy_from_slice(&bytes);
+    }
+    let read = SegmentHeader::decode(&segment).unwrap();
+    let expected = SegmentHeader {
+        ingestion: None,
+        ..header()
+    };
+    assert_eq!(read, expected);
+    // What stands for the time of the batch is that of the run.
+    assert_eq!(read.begun_at_ms(), 0x019a_b5f3_7c00);
+    assert_eq!(header().begun_at_ms(), 1_763_889_302_123);
 }
 
 /// CRC-32 by a second implementation.

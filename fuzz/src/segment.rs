@@ -6,6 +6,7 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use weir::config::Dedup;
 use weir::deflate::{GzipMember, MEMBER_END_SIZE};
 use weir::limits::{FRAME_BUFFER_SIZE, segment_size};
 use weir::memory::Region;
@@ -13,7 +14,7 @@ use weir::spool::disk::{Disk, Found, SegmentFile, Slot};
 use weir::spool::frame::Totals;
 use weir::spool::reader::SegmentReader;
 use weir::spool::recover::{State, state_of};
-use weir::spool::segment::{BatchId, SegmentCursor, SegmentHeader};
+use weir::spool::segment::{BatchId, Ingestion, SegmentCursor, SegmentHeader};
 
 const BUFFER_SIZE: usize = 8 << 10;
 const ROWS_MAX: u64 = 64;
@@ -119,6 +120,11 @@ fn tampered(bytes: &[u8]) {
         },
         database: "D".into(),
         table: "T".into(),
+        ingestion: Some(Ingestion {
+            mapping: None,
+            dedup: Dedup::Off,
+            begun_at_ms: 1,
+        }),
     };
     let mut file = vec![0; size];
     let mut memory = vec![0; BUFFER_SIZE];

@@ -655,11 +655,11 @@ impl Check {
 
     /// A mapping's name. It goes into JSON and into commands, both of which escape it.
     fn mapping(&mut self, name: Spanned<String>) -> String {
-        let size = name.get_ref().chars().count();
+        let size = name.get_ref().len();
         let has_control = name.get_ref().chars().any(char::is_control);
         if !(1..=ENTITY_NAME_SIZE_MAX).contains(&size) || has_control {
             let message = format!(
-                "a mapping's name has 1 to {ENTITY_NAME_SIZE_MAX} printable characters; remove the \
+                "a mapping's name has 1 to {ENTITY_NAME_SIZE_MAX} bytes of printable characters; remove the \
                  key where there is no mapping"
             );
             self.error(name.span(), message);

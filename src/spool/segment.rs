@@ -21,12 +21,17 @@ use uuid::Uuid;
 use zlib_rs::crc32::crc32;
 
 use super::frame::{FrameHeader, Totals, payload_crc, write_frame};
+use crate::config::{Dedup, Table};
 use crate::limits::{
     ENTITY_NAME_SIZE_MAX, FRAME_PAYLOAD_SIZE_MAX, SECTOR_SIZE, SEGMENT_HEADER_SIZE, frame_size,
 };
 
-/// The version of the format that is written, and the only one that is read.
-pub const VERSION: u32 = 1;
+/// The version of the format that is written. Version 1, which had no more than the names of database and table, is read
+/// as well.
+pub const VERSION: u32 = 2;
+
+/// The oldest version that is read.
+pub const VERSION_OLDEST: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"weirsegm";
 const MARK_MAGIC: [u8; 8] = *b"weirdone";
@@ -41,7 +46,17 @@ const SEQUENCE_AT: usize = 48;
 const CORE_AT: usize = 56;
 const DATABASE_SIZE_AT: usize = 60;
 const TABLE_SIZE_AT: usize = 62;
-const NAMES_AT: usize = 64;
+const MAPPING_SIZE_AT: usize = 64;
+const FLAGS_AT: usize = 66;
+const BEGUN_AT_AT: usize = 72;
+const NAMES_AT: usize = 80;
+/// In version 1 the names stand where version 2 has the rest of its fields.
+const NAMES_AT_IN_VERSION_1: usize = 64;
+
+/// There is a mapping.
+const FLAG_MAPPING: u16 = 1;
+/// Ingested once by a tag.
+const FLAG_INGEST_BY: u16 = 2;
 
 /// Where the header begins in the segment; the mark's sector is before it.
 pub const HEADER_AT: usize = SECTOR_SIZE;
@@ -56,9 +71,11 @@ const _: () = {
     assert!(SEGMENT_ID_AT == HEADER_CRC_AT + 4 && SEGMENT_SIZE_AT == SEGMENT_ID_AT + 8);
     assert!(RUN_AT == SEGMENT_SIZE_AT + 8 && SEQUENCE_AT == RUN_AT + 16);
     assert!(CORE_AT == SEQUENCE_AT + 8 && DATABASE_SIZE_AT == CORE_AT + 4);
-    assert!(TABLE_SIZE_AT == DATABASE_SIZE_AT + 2 && NAMES_AT == TABLE_SIZE_AT + 2);
-    // Both names at their longest fit, and short ones stand in the first sector, which is written whole or not at all.
-    assert!(NAMES_AT + 2 * ENTITY_NAME_SIZE_MAX <= HEADER_SIZE);
+    assert!(TABLE_SIZE_AT == DATABASE_SIZE_AT + 2 && MAPPING_SIZE_AT == TABLE_SIZE_AT + 2);
+    assert!(NAMES_AT_IN_VERSION_1 == MAPPING_SIZE_AT && FLAGS_AT == MAPPING_SIZE_AT + 2);
+    assert!(BEGUN_AT_AT == FLAGS_AT + 6 && NAMES_AT == BEGUN_AT_AT + 8);
+    // All names at their longest fit, and short ones stand in the first sector, which is written whole or not at all.
+    assert!(NAMES_AT + 3 * ENTITY_NAME_SIZE_MAX <= HEADER_SIZE);
     assert!(ENTITY_NAME_SIZE_MAX <= u16::MAX as usize);
     assert!(MARK_CRC_AT == MARK_MAGIC.len() && MARK_SEGMENT_ID_AT == MARK_CRC_AT + 8);
 };
@@ -95,6 +112,17 @@ pub struct SegmentHeader<'a> {
     pub batch: BatchId,
     pub database: Cow<'a, str>,
     pub table: Cow<'a, str>,
+    /// Absent in version 1: then the configuration says how the table's rows are ingested.
+    pub ingestion: Option<Ingestion<'a>>,
+}
+
+/// What the destination is told about the rows, besides where they go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ingestion<'a> {
+    pub mapping: Option<Cow<'a, str>>,
+    pub dedup: Dedup,
+    /// When the batch got its first row, in milliseconds since 1970.
+    pub begun_at_ms: u64,
 }
 
 /// Why bytes are not a header.
@@ -124,8 +152,20 @@ impl SegmentHeader<'_> {
         let (database, table) = (self.database.as_bytes(), self.table.as_bytes());
         put(DATABASE_SIZE_AT, &(database.len() as u16).to_le_bytes());
         put(TABLE_SIZE_AT, &(table.len() as u16).to_le_bytes());
+        let ingestion = self.ingestion.as_ref();
+        let ingestion = ingestion.expect("version 1 is only read");
+        let mapping = ingestion.mapping.as_deref();
+        let flags = match ingestion.dedup {
+            Dedup::Off => 0,
+            Dedup::IngestBy => FLAG_INGEST_BY,
+        } | mapping.map_or(0, |_| FLAG_MAPPING);
+        let mapping = mapping.unwrap_or_default().as_bytes();
+        put(MAPPING_SIZE_AT, &(mapping.len() as u16).to_le_bytes());
+        put(FLAGS_AT, &flags.to_le_bytes());
+        put(BEGUN_AT_AT, &ingestion.begun_at_ms.to_le_bytes());
         put(NAMES_AT, database);
         put(NAMES_AT + database.len(), table);
+        put(NAMES_AT + database.len() + table.len(), mapping);
         let crc = crc32(0, &head[SEGMENT_ID_AT..HEADER_SIZE]);
         head[HEADER_CRC_AT..SEGMENT_ID_AT].copy_from_slice(&crc.to_le_bytes());
     }
@@ -145,8 +185,9 @@ impl SegmentHeader<'_> {
         if magic[..VERSION_AT] != MAGIC {
             return Err(HeaderFault::Damaged);
         }
-        if u32_at(VERSION_AT) != VERSION {
-            return Err(HeaderFault::Version(u32_at(VERSION_AT)));
+        let version = u32_at(VERSION_AT);
+        if !(VERSION_OLDEST..=VERSION).contains(&version) {
+            return Err(HeaderFault::Version(version));
         }
         if head.len() < HEADER_SIZE
             || u32_at(HEADER_CRC_AT) != crc32(0, &head[SEGMENT_ID_AT..HEADER_SIZE])
@@ -154,13 +195,32 @@ impl SegmentHeader<'_> {
             return Err(HeaderFault::Damaged);
         }
         let u16_at = |at: usize| usize::from(u16::from_le_bytes([head[at], head[at + 1]]));
+        let names_at = match version {
+            1 => NAMES_AT_IN_VERSION_1,
+            _ => NAMES_AT,
+        };
         let name = |begin: usize, size: usize| {
-            let bytes = head[NAMES_AT..HEADER_SIZE].get(begin..begin + size);
+            let bytes = head[names_at..HEADER_SIZE].get(begin..begin + size);
             let name = bytes.and_then(|bytes| std::str::from_utf8(bytes).ok());
             let name = name.map(|name| Cow::Owned(name.to_owned()));
             name.ok_or(HeaderFault::Damaged)
         };
         let (database_size, table_size) = (u16_at(DATABASE_SIZE_AT), u16_at(TABLE_SIZE_AT));
+        let ingestion = match version {
+            1 => None,
+            _ => {
+                let flags = u16_at(FLAGS_AT) as u16;
+                let mapping = name(database_size + table_size, u16_at(MAPPING_SIZE_AT))?;
+                Some(Ingestion {
+                    mapping: (flags & FLAG_MAPPING != 0).then_some(mapping),
+                    dedup: match flags & FLAG_INGEST_BY {
+                        0 => Dedup::Off,
+                        _ => Dedup::IngestBy,
+                    },
+                    begun_at_ms: u64_at(BEGUN_AT_AT),
+                })
+            }
+        };
         Ok(SegmentHeader {
             segment_id: u64_at(SEGMENT_ID_AT),
             segment_size: u64_at(SEGMENT_SIZE_AT),
@@ -171,7 +231,26 @@ impl SegmentHeader<'_> {
             },
             database: name(0, database_size)?,
             table: name(database_size, table_size)?,
+            ingestion,
         })
+    }
+
+    /// Whether the batch is one of `table`. A header of version 1 does not say how its rows are ingested.
+    pub fn is_of(&self, table: &Table) -> bool {
+        let same_names = table.database == self.database && table.table == self.table;
+        same_names
+            && self.ingestion.as_ref().is_none_or(|ingestion| {
+                ingestion.mapping.as_deref() == table.mapping.as_deref()
+                    && ingestion.dedup == table.dedup
+            })
+    }
+
+    /// When the batch got its first row, in milliseconds since 1970; in version 1 when its run began, as its UUIDv7 says.
+    pub fn begun_at_ms(&self) -> u64 {
+        match &self.ingestion {
+            Some(ingestion) => ingestion.begun_at_ms,
+            None => self.batch.run.as_u64_pair().0 >> 16,
+        }
     }
 }
 
@@ -317,6 +396,11 @@ mod tests {
             },
             database: "Telemetry".into(),
             table: "Events".into(),
+            ingestion: Some(Ingestion {
+                mapping: Some("events_v1".into()),
+                dedup: Dedup::IngestBy,
+                begun_at_ms: 1_763_888_400_000,
+            }),
         }
     }
 
@@ -332,6 +416,8 @@ mod tests {
             let mut header = header();
             header.database = "d".repeat(size).into();
             header.table = "t".repeat(size).into();
+            let ingestion = header.ingestion.as_mut().unwrap();
+            ingestion.mapping = Some("m".repeat(size).into());
             assert_eq!(SegmentHeader::decode(&written(&header)), Ok(header));
         }
     }

@@ -53,6 +53,8 @@ pub struct Batch {
     pub awaited: bool,
     /// The last of the table's rows that is in it.
     pub position_end: u64,
+    /// When its first row came, in milliseconds since 1970.
+    pub begun_at_ms: u64,
 }
 
 /// A sealed buffer.

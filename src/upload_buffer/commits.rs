@@ -13,7 +13,7 @@ use super::{Pool, UploadBuffers};
 use crate::metrics::Count;
 use crate::spool::disk::SegmentFile;
 use crate::spool::frame::Totals;
-use crate::spool::segment::{FrameWrite, SegmentHeader};
+use crate::spool::segment::{FrameWrite, Ingestion, SegmentHeader};
 
 /// A commit in progress: what is being made durable.
 pub struct Commit {
@@ -78,6 +78,11 @@ impl UploadBuffers {
                 batch: self.batch_id(filling.sequence),
                 database: Cow::Borrowed(&table.database),
                 table: Cow::Borrowed(&table.table),
+                ingestion: Some(Ingestion {
+                    mapping: table.mapping.as_deref().map(Cow::Borrowed),
+                    dedup: table.dedup,
+                    begun_at_ms: filling.begun_at_ms,
+                }),
             }
         };
         let member = &filling.buffer.memory[..member_size];

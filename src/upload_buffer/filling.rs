@@ -23,6 +23,8 @@ pub(super) struct Filling {
     pub(super) position_end: u64,
     /// When the first row came; a buffer without rows has no age.
     pub(super) first_row_at: Option<Instant>,
+    /// The same in milliseconds since 1970.
+    pub(super) begun_at_ms: u64,
     pub(super) sealed: bool,
     pub(super) awaited: bool,
     /// Absent for a table that is not spooled, and where the disk has failed.
