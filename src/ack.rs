@@ -32,6 +32,8 @@ struct Progress {
     /// Rows up to here that were not durable at the time were in a commit that failed.
     failed: u64,
     delivered: u64,
+    /// Rows up to here are not known to be delivered, and some of them never will be.
+    undeliverable: u64,
     /// Batches with the uplink, oldest first: their last row, and whether they are delivered.
     /// Kept only for tables where somebody waits for delivery.
     in_uplink: VecDeque<(u64, bool)>,
@@ -118,6 +120,9 @@ impl Acks {
     fn outcome(&self, ticket: &Ticket) -> Option<Result<(), Refusal>> {
         let tables = self.tables.borrow();
         let progress = &tables[ticket.table_index];
+        if ticket.ack == Ack::Delivered && progress.undeliverable >= ticket.position {
+            return Some(Err(Refusal::DeadLetter));
+        }
         let kept = match ticket.ack {
             Ack::Memory => true,
             Ack::Durable => progress.durable >= ticket.position,
@@ -173,6 +178,17 @@ impl Acks {
         }
         drop(tables);
         self.wake(table_index);
+    }
+
+    /// The batch that ended at `position` went to the dead letters. Whoever waits for it, or for a batch before it that is
+    /// not delivered yet, is told so; later batches are acknowledged as ever.
+    pub fn undeliverable(&self, table_index: usize, position: u64) {
+        let mut tables = self.tables.borrow_mut();
+        let undeliverable = &mut tables[table_index].undeliverable;
+        *undeliverable = position.max(*undeliverable);
+        drop(tables);
+        self.wake(table_index);
+        self.delivered(table_index, position);
     }
 
     /// Wakes everyone whose wait is over.

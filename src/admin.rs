@@ -27,8 +27,9 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::error::Fatal;
 use crate::metrics::{Count, Snapshot};
-use crate::node::{NodeMetrics, SpoolView};
+use crate::node::{KustoView, NodeMetrics, SpoolView};
 use crate::reactor::Phase;
+use crate::uplink::UplinkMetrics;
 
 /// A reactor that has not ticked for this long is stuck.
 const HEARTBEAT_AGE_MAX: Duration = Duration::from_secs(10);
@@ -180,6 +181,9 @@ impl Collector for NodeCollector {
             "Deliveries that failed and were tried again",
             uplink.failures.load(Ordering::Relaxed),
         )?;
+        if let Some(kusto) = self.metrics.kusto.get() {
+            page.kusto(kusto, uplink)?;
+        }
         page.gauge(
             "resident_memory_bytes",
             "Resident memory of the process",
@@ -352,7 +356,8 @@ impl Page<'_> {
         self.gauges("slabs", "Slabs by size and state", values)
     }
 
-    /// At rest, records + records_unacknowledged + recovered_rows = rows_in_memory + rows_in_spool + delivered_rows.
+    /// At rest, records + records_unacknowledged + recovered_rows = rows_in_memory + rows_in_spool + delivered_rows
+    /// + dead_letter_rows.
     fn spool(&mut self, snapshot: &Snapshot, metrics: &NodeMetrics) -> std::fmt::Result {
         let value = |count| snapshot.value(count);
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -360,7 +365,8 @@ impl Page<'_> {
         let durable = value(Count::RowsDurable);
         let in_memory = value(Count::RowsAppended)
             .saturating_sub(durable)
-            .saturating_sub(load(&uplink.rows_unspooled));
+            .saturating_sub(load(&uplink.rows_unspooled))
+            .saturating_sub(load(&uplink.dead_rows_unspooled));
         self.gauge(
             "rows_in_memory",
             "Rows in upload buffers that are neither durable nor delivered",
@@ -369,8 +375,9 @@ impl Page<'_> {
         let Some(SpoolView { segments, metrics }) = &metrics.spool else {
             return Ok(());
         };
-        let in_spool =
-            (durable + load(&metrics.rows_recovered)).saturating_sub(load(&uplink.rows_spooled));
+        let in_spool = (durable + load(&metrics.rows_recovered))
+            .saturating_sub(load(&uplink.rows_spooled))
+            .saturating_sub(load(&uplink.dead_rows_spooled));
         self.gauge(
             "rows_in_spool",
             "Durable rows that are not delivered",
@@ -448,6 +455,70 @@ impl Page<'_> {
             self.counter(name, help, load(counter))?;
         }
         Ok(())
+    }
+
+    fn kusto(&mut self, view: &KustoView, uplink: &UplinkMetrics) -> std::fmt::Result {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (delivery, refresh) = (view.kusto.delivery_metrics(), view.kusto.refresh_metrics());
+        for (name, help, value) in [
+            (
+                "dead_letter_rows",
+                "Rows that became dead letters",
+                uplink.dead_rows(),
+            ),
+            (
+                "dead_letter_expired_rows",
+                "Rows of dead letters removed for their age",
+                view.dead_letters.rows_expired(),
+            ),
+            (
+                "kusto_blobs_put",
+                "Blobs put into a container",
+                load(&delivery.blobs_put),
+            ),
+            (
+                "kusto_blobs_found",
+                "Blobs that an earlier attempt had put",
+                load(&delivery.blobs_found),
+            ),
+            (
+                "kusto_put_failures",
+                "Containers that did not take a blob",
+                load(&delivery.put_failures),
+            ),
+            (
+                "kusto_messages_posted",
+                "Messages that a queue took",
+                load(&delivery.messages_posted),
+            ),
+            (
+                "kusto_post_failures",
+                "Queues that did not take a message",
+                load(&delivery.post_failures),
+            ),
+            (
+                "kusto_refreshes",
+                "Times that containers, queues and identity token were fetched",
+                load(&refresh.refreshes),
+            ),
+            (
+                "kusto_refresh_failures",
+                "Times that fetching them failed",
+                load(&refresh.refresh_failures),
+            ),
+        ] {
+            self.counter(name, help, value)?;
+        }
+        self.gauge(
+            "dead_letter_batches",
+            "Dead letters held",
+            view.dead_letters.held_count(),
+        )?;
+        self.gauge(
+            "dead_letter_bytes",
+            "Bytes of dead letters held",
+            view.dead_letters.held_size(),
+        )
     }
 
     fn upload_buffers(&mut self, snapshot: &Snapshot) -> std::fmt::Result {

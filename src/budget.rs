@@ -17,11 +17,12 @@
 
 pub mod machine;
 
-use crate::config::{Config, Registered, Size};
+use crate::config::{Config, Destination, Registered, Size};
 use crate::error::Fatal;
 use crate::limits::{
-    CONNECTION_STATE_SIZE, CONTROL_SIZE, DEFLATE_STATE_SIZE, FRAME_BUFFER_SIZE,
-    JSON_SCRATCH_FIXED_SIZE, REACTOR_RUNTIME_SIZE, REPORT_STATE_SIZE, RING_ENTRY_COUNT,
+    CONNECTION_STATE_SIZE, CONTROL_SIZE, DEFLATE_STATE_SIZE, DELIVERY_RESTING_MAX,
+    DELIVERY_STATE_SIZE, FRAME_BUFFER_SIZE, JSON_SCRATCH_FIXED_SIZE, KUSTO_CLIENT_SIZE,
+    KUSTO_TRANSFER_SIZE, REACTOR_RUNTIME_SIZE, REPORT_STATE_SIZE, RING_ENTRY_COUNT,
     RING_ENTRY_SIZE, SEGMENT_STATE_SIZE, STAGING_SIZE, UPLINK_TRANSFER_SIZE,
 };
 use machine::Machine;
@@ -163,12 +164,35 @@ impl Budget {
     }
 
     fn process_terms(&mut self, config: &Config) {
-        self.process(
-            "uplink in flight",
-            self.cores as usize,
-            UPLINK_TRANSFER_SIZE,
-            "a window on a segment, and the state of the batch being delivered",
-        );
+        if matches!(config.destination, Destination::Kusto(_)) {
+            self.terms.push(Term {
+                name: "uplink in flight".into(),
+                scope: Scope::Process,
+                count: config.uplink.concurrency as u64,
+                unit_size: KUSTO_TRANSFER_SIZE as u64,
+                holder: "pieces of a segment, a connection, and the message of a blob on its way",
+                key: Some("uplink.concurrency"),
+            });
+            self.process(
+                "uplink at rest",
+                DELIVERY_RESTING_MAX,
+                DELIVERY_STATE_SIZE,
+                "what is known of a delivery that failed, until it is tried again",
+            );
+            self.process(
+                "Kusto client",
+                1,
+                KUSTO_CLIENT_SIZE,
+                "answers, resources, certificates and connections",
+            );
+        } else {
+            self.process(
+                "uplink in flight",
+                self.cores as usize,
+                UPLINK_TRANSFER_SIZE,
+                "a window on a segment, and the state of the batch being delivered",
+            );
+        }
         if config.has_spool() {
             self.process(
                 "spool segments",

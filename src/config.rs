@@ -43,6 +43,8 @@ pub struct Config {
     pub admin: Admin,
     pub destination: Destination,
     pub spool: Spool,
+    pub uplink: Uplink,
+    pub dead_letter: DeadLetter,
     pub batch: Batch,
     pub compression: Compression,
     pub response: Response,
@@ -88,6 +90,24 @@ pub struct Spool {
     pub directory: PathBuf,
     /// Bytes, all cores together; room for at least two batches per core.
     pub size: u64,
+}
+
+/// How batches are delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// Blobs that are on their way to Kusto at a time.
+    pub concurrency: usize,
+}
+
+/// Where batches go that the destination will never take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Already joined to the configuration's directory.
+    pub directory: PathBuf,
+    /// Bytes; what does not fit stays in the spool.
+    pub size: u64,
+    /// The age at which a dead letter is removed; `None` is never.
+    pub age: Option<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -294,6 +314,12 @@ impl Default for Config {
             spool: Spool {
                 directory: "weir-data/spool".into(),
                 size: GIB as u64,
+            },
+            uplink: Uplink { concurrency: 4 },
+            dead_letter: DeadLetter {
+                directory: "weir-data/dead-letter".into(),
+                size: GIB as u64,
+                age: None,
             },
             batch: Batch {
                 max_age: Duration::from_secs(10),

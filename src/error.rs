@@ -90,9 +90,22 @@ pub enum Fatal {
     RingRefused { source: io::Error },
 
     #[error(
-        "this version of weir does not deliver to Kusto yet; weir check --online tries what it needs"
+        "cannot use the dead-letter directory {}: {source}; create it writable for this user or change \
+         dead_letter.directory", path.display()
     )]
-    KustoNotYet,
+    DeadLetterUnusable { path: PathBuf, source: io::Error },
+
+    #[error(
+        "the dead-letter directory {} is in use by a running weir, which would not see the change; stop it first",
+        path.display()
+    )]
+    DeadLetterLocked { path: PathBuf },
+
+    #[error("no dead letter {name} in {}; `weir dead-letter ls` lists them", path.display())]
+    NoDeadLetter { name: String, path: PathBuf },
+
+    #[error("{failure_count} dead letters were not delivered and are kept; each says why above")]
+    ReplayFailed { failure_count: usize },
 
     #[error("{failure_count} of the steps above failed; each says what to change")]
     OnlineCheck { failure_count: usize },
@@ -178,6 +191,8 @@ pub enum Refusal {
     StorageFault,
     /// Not delivered within `limits.ack`; the records are in the spool.
     AckTimeout,
+    /// The destination will never take the batch; the records are with the dead letters.
+    DeadLetter,
 }
 
 /// How a [`Refusal`] is answered.
@@ -192,11 +207,12 @@ pub struct RefusalAnswer {
 }
 
 impl Refusal {
-    pub const ALL: [Refusal; 4] = [
+    pub const ALL: [Refusal; 5] = [
         Refusal::Busy,
         Refusal::SpoolFull,
         Refusal::StorageFault,
         Refusal::AckTimeout,
+        Refusal::DeadLetter,
     ];
 
     pub const fn answer(self) -> RefusalAnswer {
@@ -219,6 +235,11 @@ impl Refusal {
             Refusal::AckTimeout => (
                 "ack_timeout",
                 "not delivered within limits.ack; the records are in the spool and will be",
+                5,
+            ),
+            Refusal::DeadLetter => (
+                "dead_letter",
+                "the destination does not take the records; they are kept as a dead letter",
                 5,
             ),
         };

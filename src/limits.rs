@@ -48,6 +48,44 @@ pub const CONTROL_SIZE: usize = 16 * MIB;
 /// the file system, names, handles, and a window on its segment where it is no longer in memory.
 pub const UPLINK_TRANSFER_SIZE: usize = 256 * KIB + FRAME_BUFFER_SIZE;
 
+/// What one blob on its way to Kusto holds: read from its segment, a window, a piece in the channel, one with the HTTP
+/// client and one being sent; a TLS connection and its buffers; names, URLs and the message.
+/// (A blob in memory is sent from its upload buffer.)
+pub const KUSTO_TRANSFER_SIZE: usize = 4 * FRAME_BUFFER_SIZE + 256 * KIB;
+
+/// What is known of a delivery between two attempts: names, and where the blob is.
+pub const DELIVERY_STATE_SIZE: usize = 8 * KIB;
+
+/// Deliveries that failed and rest without a place among those on their way; further ones rest in their place.
+pub const DELIVERY_RESTING_MAX: usize = 64;
+
+/// What the Kusto client holds: an answer of the service as text and as JSON, resources, certificates, idle connections.
+pub const KUSTO_CLIENT_SIZE: usize = 3 * MANAGEMENT_ANSWER_SIZE_MAX;
+
+/// The upper bound of `uplink.concurrency`.
+pub const UPLINK_CONCURRENCY_MAX: usize = 64;
+
+/// Between the attempts to deliver a batch: from the first to the last, doubling.
+pub const DELIVERY_PAUSE_MIN: Duration = Duration::from_millis(100);
+pub const DELIVERY_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Between the attempts where only an operator can help.
+pub const DELIVERY_PARKED_PAUSE: Duration = Duration::from_secs(60);
+
+// --- dead letters -----------------------------------------------------------------------------
+
+/// The upper bound of `dead_letter.age`: longer is a mistake of units.
+pub const DEAD_LETTER_AGE_MAX: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
+
+/// Of size and age of the dead letters, in hundredths: from here on the log warns.
+pub const DEAD_LETTER_WARN_PERCENT: u64 = 75;
+
+/// How often the age of dead letters is looked at.
+pub const DEAD_LETTER_CHECK_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+/// The file beside a dead letter that says why, in bytes.
+pub const DEAD_LETTER_REASON_SIZE_MAX: usize = 64 * KIB;
+
 // --- the listener and its connections ---------------------------------------------------------
 
 /// Listeners in one configuration. Each is one socket per core.

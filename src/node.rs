@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -30,6 +31,9 @@ use crate::reactor::{Phase, Reactor, Ready, Remainder};
 use crate::spool::disk::Disk;
 use crate::spool::recover::PendingBatch;
 use crate::spool::{self, Opened, Segments, Spool, SpoolMetrics};
+use crate::uplink::dead_letter::DeadLetters;
+use crate::uplink::kusto::Kusto;
+use crate::uplink::settlement::Settlement;
 use crate::uplink::{self, Handover, Sink, Uplink, UplinkMetrics};
 
 /// A running node.
@@ -50,6 +54,14 @@ pub struct NodeMetrics {
     pub cores: Vec<Arc<CoreMetrics>>,
     pub uplink: Arc<UplinkMetrics>,
     pub spool: Option<SpoolView>,
+    /// Set where the destination is Kusto.
+    pub kusto: OnceLock<KustoView>,
+}
+
+/// What there is to see of Kusto.
+pub struct KustoView {
+    pub kusto: Arc<Kusto>,
+    pub dead_letters: Arc<DeadLetters>,
 }
 
 /// What there is to see of the spool.
@@ -112,8 +124,9 @@ impl Node {
 
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
-            // A delivery per core, one that opens segments, and one that recovers them.
-            .max_blocking_threads(core_count + 2)
+            // A delivery per core or per blob on its way to Kusto, one that opens segments, and one that recovers them;
+            // and a segment may still be read for an attempt that has just failed.
+            .max_blocking_threads(core_count.max(2 * config.uplink.concurrency) + 2)
             .thread_name("weir-uplink")
             .enable_all()
             .build()
@@ -134,7 +147,6 @@ impl Node {
             None => (None, VecDeque::new(), config.tables.clone()),
         };
         let segments = spool.as_ref().map(|spool| spool.segments().clone());
-        let sink = Arc::new(Sink::open(&config, &tables)?);
         let metrics = Arc::new(NodeMetrics {
             cores: (0..core_count)
                 .map(|_| Arc::new(CoreMetrics::new()))
@@ -144,6 +156,7 @@ impl Node {
                 segments: spool.segments().clone(),
                 metrics: spool.metrics().clone(),
             }),
+            kusto: OnceLock::new(),
         });
         let (phase, phase_seen) = watch::channel(Phase::Running);
         let admin = Admin::bind(config.admin.address)?;
@@ -159,19 +172,37 @@ impl Node {
             Arc::new(Handover::new(buffer_count, reported_max, segments.clone()))
         };
         let handovers: Arc<Vec<_>> = Arc::new((0..core_count).map(|_| handover()).collect());
-        for (index, listeners) in sockets.into_iter().enumerate() {
-            let window = Region::map(FRAME_BUFFER_SIZE).map_err(|source| Fatal::Io {
+        let settlement = Arc::new(Settlement {
+            handovers: handovers.clone(),
+            spool: spool.clone(),
+            metrics: metrics.uplink.clone(),
+        });
+        let sink = Sink::open(&config, &tables, &settlement, &phase_seen, runtime.handle())?;
+        if let Sink::Kusto(courier) = &sink {
+            let view = KustoView {
+                kusto: courier.kusto.clone(),
+                dead_letters: courier.dead_letters.clone(),
+            };
+            let set = metrics.kusto.set(view);
+            assert!(set.is_ok(), "set once");
+        }
+        let window = || {
+            Region::map(FRAME_BUFFER_SIZE).map_err(|source| Fatal::Io {
                 action: "mapping a window on the spool".into(),
                 source,
-            })?;
+            })
+        };
+        for (index, listeners) in sockets.into_iter().enumerate() {
+            let window = match &sink {
+                Sink::Directory(_) => Some(window()?),
+                Sink::Null | Sink::Kusto(_) => None,
+            };
             runtime.spawn(
                 Uplink {
                     core_index: index,
-                    handovers: handovers.clone(),
-                    spool: spool.clone(),
-                    window: Some(window),
+                    settlement: settlement.clone(),
+                    window,
                     sink: sink.clone(),
-                    metrics: metrics.uplink.clone(),
                     phase: phase_seen.clone(),
                 }
                 .run(),

@@ -4,13 +4,17 @@
 //! After it: the destination holds the blob, and the spool has recorded it.
 //! Thread: the tokio runtime beside the reactors; the two ends of a [`Handover`] are on different threads.
 //! Allocates: for each blob (names, file handles, a window to read a segment); bounded, because each core delivers one
-//! batch at a time.
+//! batch at a time, or all cores together `uplink.concurrency` to Kusto.
 //! Invariant: every batch is delivered, or stays in the spool; one that is in memory alone is kept and tried again until
 //! the drain ends. Its buffer always goes back.
 //! Not here: any memory of its own for blobs; they are written from the upload buffer, or read from their segment.
 
+pub mod body;
+pub mod courier;
+pub mod dead_letter;
 pub mod directory;
 pub mod kusto;
+pub mod settlement;
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -19,15 +23,22 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use crossbeam_queue::ArrayQueue;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
 use crate::config::{Config, Destination, Table};
+use crate::error::Fatal;
+use crate::limits::{DEAD_LETTER_CHECK_PAUSE, DELIVERY_PAUSE_MAX, DELIVERY_PAUSE_MIN};
 use crate::memory::Region;
 use crate::reactor::Phase;
 use crate::spool::disk::Disk;
 use crate::spool::{Segments, Spool};
 use crate::upload_buffer::{Batch, UploadBuffer};
+use courier::Courier;
+use dead_letter::DeadLetters;
 use directory::Directory;
+use kusto::Kusto;
+use settlement::Settlement;
 
 /// What a core is told by the uplink.
 enum Return {
@@ -35,13 +46,22 @@ enum Return {
     Delivered(Delivered),
 }
 
-/// A batch of this core has reached its destination.
+/// A batch of this core is at its end.
 pub struct Delivered {
     pub table_index: usize,
     pub position_end: u64,
     pub awaited: bool,
     /// Whether it was in the spool as well.
     pub spooled: bool,
+    pub fate: Fate,
+}
+
+/// How a batch came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Delivered,
+    /// Its destination will never take it; it is kept with the reason.
+    DeadLetter,
 }
 
 /// The two bounded queues between one core and the uplink. Neither end allocates or blocks.
@@ -152,6 +172,9 @@ pub struct UplinkMetrics {
     /// Rows delivered, from tables that are spooled and from others.
     pub rows_spooled: AtomicU64,
     pub rows_unspooled: AtomicU64,
+    /// Rows that became dead letters, likewise.
+    pub dead_rows_spooled: AtomicU64,
+    pub dead_rows_unspooled: AtomicU64,
     pub failures: AtomicU64,
 }
 
@@ -159,81 +182,144 @@ impl UplinkMetrics {
     pub fn rows(&self) -> u64 {
         self.rows_spooled.load(Ordering::Relaxed) + self.rows_unspooled.load(Ordering::Relaxed)
     }
+
+    pub fn dead_rows(&self) -> u64 {
+        self.dead_rows_spooled.load(Ordering::Relaxed)
+            + self.dead_rows_unspooled.load(Ordering::Relaxed)
+    }
 }
 
 /// Where batches go.
-pub enum Sink {
+pub enum Sink<D> {
     Directory(Arc<Directory>),
     /// Discards the blob after it was compressed.
     Null,
+    Kusto(Arc<Courier<D>>),
 }
 
-impl Sink {
-    /// Makes the destination ready; fails where it can already be seen that nothing could be written.
-    pub fn open(config: &Config, tables: &[Table]) -> Result<Sink, crate::error::Fatal> {
-        match &config.destination {
-            Destination::Directory { path } => {
-                let directory = Directory::open(path, tables)?;
-                Ok(Sink::Directory(Arc::new(directory)))
-            }
-            Destination::Null => Ok(Sink::Null),
-            Destination::Kusto(_) => Err(crate::error::Fatal::KustoNotYet),
+impl<D> Clone for Sink<D> {
+    fn clone(&self) -> Self {
+        match self {
+            Sink::Directory(directory) => Sink::Directory(directory.clone()),
+            Sink::Null => Sink::Null,
+            Sink::Kusto(courier) => Sink::Kusto(courier.clone()),
         }
+    }
+}
+
+impl<D: Disk> Sink<D> {
+    /// Makes the destination ready. A directory fails where it can already be seen that nothing could be written; Kusto
+    /// is asked on `runtime`, and may be away.
+    pub fn open(
+        config: &Config,
+        tables: &[Table],
+        settlement: &Arc<Settlement<D>>,
+        phase: &watch::Receiver<Phase>,
+        runtime: &Handle,
+    ) -> Result<Sink<D>, Fatal> {
+        Ok(match &config.destination {
+            Destination::Directory { path } => {
+                Sink::Directory(Arc::new(Directory::open(path, tables)?))
+            }
+            Destination::Null => Sink::Null,
+            Destination::Kusto(kusto) => {
+                let dead_letters = Arc::new(DeadLetters::take(&config.dead_letter)?);
+                let kusto = Arc::new(Kusto::open(kusto, tables, runtime)?);
+                runtime.spawn(expire(dead_letters.clone()));
+                Sink::Kusto(Arc::new(Courier::new(
+                    config,
+                    kusto,
+                    dead_letters,
+                    settlement.clone(),
+                    tables.to_vec(),
+                    phase.clone(),
+                )))
+            }
+        })
+    }
+}
+
+/// Looks at the age of the dead letters, now and from time to time.
+async fn expire(dead_letters: Arc<DeadLetters>) {
+    loop {
+        let again = dead_letters.clone();
+        let expired = tokio::task::spawn_blocking(move || again.expire(jiff::Timestamp::now()));
+        if let Ok(Err(error)) = expired.await {
+            tracing::error!(%error, "the age of the dead letters could not be looked at");
+        }
+        tokio::time::sleep(DEAD_LETTER_CHECK_PAUSE).await;
     }
 }
 
 /// Delivers the batches of one core, and its share of the backlog, for ever.
 pub struct Uplink<D> {
     pub core_index: usize,
-    /// Of all cores: a batch from the backlog is reported to the one it came from.
-    pub handovers: Arc<Vec<Arc<Handover>>>,
-    pub spool: Option<Arc<Spool<D>>>,
-    /// Where segments are read.
+    pub settlement: Arc<Settlement<D>>,
+    /// Where segments are read for the directory.
     /// Absent while one is read.
     pub window: Option<Region>,
-    pub sink: Arc<Sink>,
-    pub metrics: Arc<UplinkMetrics>,
+    pub sink: Sink<D>,
     pub phase: watch::Receiver<Phase>,
-}
-
-/// What became of an attempt to deliver.
-enum Attempt {
-    Delivered,
-    /// It is kept, in memory or in the spool.
-    Failed,
 }
 
 impl<D: Disk> Uplink<D> {
     /// Runs until the runtime ends it.
-    pub async fn run(mut self) {
+    pub async fn run(self) {
+        match self.sink.clone() {
+            Sink::Directory(directory) => self.deliver_in_turn(Some(directory)).await,
+            Sink::Null => self.deliver_in_turn(None).await,
+            Sink::Kusto(courier) => self.dispatch(courier).await,
+        }
+    }
+
+    /// Gives each batch to the courier as soon as there is a place for it.
+    async fn dispatch(self, courier: Arc<Courier<D>>) {
+        let mut from_backlog = false;
+        loop {
+            let place = courier.place().await;
+            // By turns, so that neither what is new nor what is old waits for the other to end.
+            let Some(batch) = self.next(from_backlog) else {
+                drop(place);
+                self.wait().await;
+                continue;
+            };
+            from_backlog = batch.memory.is_some();
+            tokio::spawn(courier.clone().deliver(batch, place));
+        }
+    }
+
+    /// Delivers one batch after the other.
+    async fn deliver_in_turn(mut self, directory: Option<Arc<Directory>>) {
         let mut backoff = backoff();
         let mut from_backlog = false;
         loop {
-            // By turns, so that neither what is new nor what is old waits for the other to end.
             let Some(batch) = self.next(from_backlog) else {
                 self.wait().await;
                 continue;
             };
             from_backlog = batch.memory.is_some();
-            match self.attempt(batch).await {
-                Attempt::Delivered => backoff = self::backoff(),
-                Attempt::Failed => {
-                    let pause = backoff.next().unwrap_or(BACKOFF_MAX);
-                    self.pause(pause).await;
-                }
+            if self.attempt(batch, &directory).await {
+                backoff = self::backoff();
+            } else {
+                let pause = backoff.next().unwrap_or(DELIVERY_PAUSE_MAX);
+                self.pause(pause).await;
             }
         }
     }
 
     fn handover(&self) -> &Handover {
-        &self.handovers[self.core_index]
+        &self.settlement.handovers[self.core_index]
+    }
+
+    fn spool(&self) -> Option<&Arc<Spool<D>>> {
+        self.settlement.spool.as_ref()
     }
 
     /// The next batch to deliver. While the node drains, what is in the spool alone stays there.
     fn next(&self, backlog_first: bool) -> Option<Batch> {
         let sealed = || self.handover().receive();
         let backlog = || {
-            let spool = self.spool.as_ref().filter(|_| !self.draining())?;
+            let spool = self.spool().filter(|_| !self.draining())?;
             spool.segments().backlog_next()
         };
         if backlog_first {
@@ -249,7 +335,7 @@ impl<D: Disk> Uplink<D> {
 
     async fn wait(&self) {
         let sealed = self.handover().sealed_notify.notified();
-        match &self.spool {
+        match self.spool() {
             Some(spool) if !self.draining() => tokio::select! {
                 () = sealed => {}
                 () = spool.segments().backlog_grown() => {}
@@ -267,25 +353,23 @@ impl<D: Disk> Uplink<D> {
         }
     }
 
-    /// Delivers a batch. Where it fails, a batch that is in the spool gives up its memory.
-    async fn attempt(&mut self, mut batch: Batch) -> Attempt {
-        let (outcome, returned) = match &*self.sink {
-            Sink::Null => (Ok(()), batch),
-            Sink::Directory(directory) => {
-                let directory = directory.clone();
-                self.write(directory, batch).await
-            }
+    /// Whether the batch is delivered. Where it is not, one that is in the spool gives up its memory.
+    async fn attempt(&mut self, batch: Batch, directory: &Option<Arc<Directory>>) -> bool {
+        let (outcome, mut batch) = match directory {
+            None => (Ok(()), batch),
+            Some(directory) => self.write(directory.clone(), batch).await,
         };
-        batch = returned;
         match outcome {
             Ok(()) => {
-                self.settle(batch).await;
-                Attempt::Delivered
+                self.settlement.report(&batch, Fate::Delivered);
+                self.settlement.release(batch).await;
+                true
             }
             Err(error) => {
-                self.metrics.failures.fetch_add(1, Ordering::Relaxed);
+                let failures = &self.settlement.metrics.failures;
+                failures.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, blob = batch.id.blob_name(), "a blob could not be delivered; it is kept and tried again");
-                match &self.spool {
+                match self.spool() {
                     Some(spool) if batch.spooled.is_some() => {
                         if let Some(memory) = batch.memory.take() {
                             self.handover().give_back(memory.into_buffer());
@@ -295,14 +379,14 @@ impl<D: Disk> Uplink<D> {
                     // It is nowhere else. It keeps its buffer, and its turn.
                     _ => self.handover().send(batch),
                 }
-                Attempt::Failed
+                false
             }
         }
     }
 
     /// Writes a batch to the directory. File systems block, so it happens on a thread for that.
     async fn write(&mut self, directory: Arc<Directory>, batch: Batch) -> (io::Result<()>, Batch) {
-        let spool = self.spool.clone();
+        let spool = self.spool().cloned();
         let window = self.window.take();
         let mut window = window.expect("one delivery at a time");
         let written = tokio::task::spawn_blocking(move || {
@@ -322,50 +406,13 @@ impl<D: Disk> Uplink<D> {
         self.window = Some(window);
         (outcome, batch)
     }
-
-    /// Records that a batch is delivered, and gives back what it held.
-    async fn settle(&self, mut batch: Batch) {
-        self.count(&batch);
-        let handover = &self.handovers[batch.id.core as usize % self.handovers.len()];
-        if batch.reported {
-            handover.delivered(Delivered {
-                table_index: batch.table_index,
-                position_end: batch.position_end,
-                awaited: batch.awaited,
-                spooled: batch.spooled.is_some(),
-            });
-        }
-        if let Some(memory) = batch.memory.take() {
-            handover.give_back(memory.into_buffer());
-        }
-        if let (Some(spool), Some(spooled)) = (&self.spool, batch.spooled) {
-            let spool = spool.clone();
-            let retired = tokio::task::spawn_blocking(move || spool.retire(&spooled));
-            retired.await.expect("retiring does not panic");
-        }
-    }
-
-    fn count(&self, batch: &Batch) {
-        let rows = if batch.spooled.is_some() {
-            &self.metrics.rows_spooled
-        } else {
-            &self.metrics.rows_unspooled
-        };
-        rows.fetch_add(batch.totals.row_count, Ordering::Relaxed);
-        self.metrics.blobs.fetch_add(1, Ordering::Relaxed);
-        self.metrics
-            .blob_bytes
-            .fetch_add(batch.blob_size(), Ordering::Relaxed);
-    }
 }
-
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
 fn backoff() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_jitter()
-        .with_min_delay(Duration::from_millis(100))
-        .with_max_delay(BACKOFF_MAX)
+        .with_min_delay(DELIVERY_PAUSE_MIN)
+        .with_max_delay(DELIVERY_PAUSE_MAX)
         .without_max_times()
         .build()
 }

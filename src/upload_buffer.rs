@@ -35,7 +35,7 @@ use crate::limits::{STAGING_SIZE, deflate_size_max, row_size_max, upload_buffer_
 use crate::metrics::{CoreMetrics, Count};
 use crate::spool::segment::BatchId;
 use crate::spool::{Segments, Spooled};
-use crate::uplink::{Delivered, Handover};
+use crate::uplink::{Delivered, Fate, Handover};
 use crate::wait::{Bell, WaitQueue};
 pub use batch::{Batch, BatchMemory, UploadBuffer};
 pub use commits::Commit;
@@ -499,7 +499,10 @@ impl UploadBuffers {
     pub fn delivered(&self, delivered: &Delivered) {
         let table_index = delivered.table_index;
         if self.tables[table_index].delivered {
-            self.acks.delivered(table_index, delivered.position_end);
+            match delivered.fate {
+                Fate::Delivered => self.acks.delivered(table_index, delivered.position_end),
+                Fate::DeadLetter => self.acks.undeliverable(table_index, delivered.position_end),
+            }
         }
         let mut pool = self.pool.borrow_mut();
         if !delivered.spooled {

@@ -29,6 +29,8 @@ pub(super) struct RawConfig {
     pub admin: TableOf<RawAdmin>,
     pub destination: TableOf<RawDestination>,
     pub spool: TableOf<RawSpool>,
+    pub uplink: TableOf<RawUplink>,
+    pub dead_letter: TableOf<RawDeadLetter>,
     pub batch: TableOf<RawBatch>,
     pub compression: TableOf<RawCompression>,
     pub response: TableOf<RawResponse>,
@@ -147,6 +149,20 @@ pub(super) struct RawSecretFile {
 pub(super) struct RawSpool {
     pub directory: Key<String>,
     pub size: Key<RawSize>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawUplink {
+    pub concurrency: Key<i64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawDeadLetter {
+    pub directory: Key<String>,
+    pub size: Key<RawSize>,
+    pub age: Key<RawDuration>,
 }
 
 #[derive(Deserialize, Default)]

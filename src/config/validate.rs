@@ -14,21 +14,21 @@ use toml::Spanned;
 
 use super::error::{Placed, list, nearest};
 use super::raw::{
-    Key, RawConfig, RawCores, RawDestination, RawDuration, RawListener, RawRoute, RawSize,
-    RawSlabClass, RawSpool, TableOf,
+    Key, RawConfig, RawCores, RawDeadLetter, RawDestination, RawDuration, RawListener, RawRoute,
+    RawSize, RawSlabClass, RawSpool, TableOf,
 };
 use super::{
-    Ack, Admin, Batch, Compression, Config, Dedup, Destination, Envelope, Limits, Listener, Memory,
-    PathPattern, Registered, Response, Route, Size, SlabClass, Slabs, Spool, SuccessStatus, Table,
-    Upload,
+    Ack, Admin, Batch, Compression, Config, DeadLetter, Dedup, Destination, Envelope, Limits,
+    Listener, Memory, PathPattern, Registered, Response, Route, Size, SlabClass, Slabs, Spool,
+    SuccessStatus, Table, Uplink, Upload,
 };
 use crate::limits::{
     COMPRESSION_LEVEL_MAX, COMPRESSION_LEVEL_MIN, CONNECTION_COUNT_MAX, CORE_COUNT_MAX,
-    DURATION_MAX, ENTITY_NAME_SIZE_MAX, FILE_NAME_SIZE_MAX, LISTENER_COUNT_MAX, MEMORY_LIMIT_MIN,
-    PAGE_SIZE, RECORD_SIZE_MAX, REQUEST_LINE_SIZE_MAX, ROUTE_COUNT_MAX, SEGMENT_COUNT_MAX,
-    SEGMENT_COUNT_MIN, SLAB_CLASS_COUNT_MAX, SLAB_COUNT_MAX, SLAB_SIZE_MAX, SLAB_SIZE_MIN,
-    TAG_SIZE_MAX, UPLOAD_BUFFER_COUNT_MAX, UPLOAD_BUFFER_COUNT_MIN, UPLOAD_BUFFER_SIZE_MAX,
-    segment_size, upload_buffer_size_min,
+    DEAD_LETTER_AGE_MAX, DURATION_MAX, ENTITY_NAME_SIZE_MAX, FILE_NAME_SIZE_MAX,
+    LISTENER_COUNT_MAX, MEMORY_LIMIT_MIN, PAGE_SIZE, RECORD_SIZE_MAX, REQUEST_LINE_SIZE_MAX,
+    ROUTE_COUNT_MAX, SEGMENT_COUNT_MAX, SEGMENT_COUNT_MIN, SLAB_CLASS_COUNT_MAX, SLAB_COUNT_MAX,
+    SLAB_SIZE_MAX, SLAB_SIZE_MIN, TAG_SIZE_MAX, UPLINK_CONCURRENCY_MAX, UPLOAD_BUFFER_COUNT_MAX,
+    UPLOAD_BUFFER_COUNT_MIN, UPLOAD_BUFFER_SIZE_MAX, segment_size, upload_buffer_size_min,
 };
 
 pub(super) fn validate(raw: RawConfig, base_dir: &Path) -> Result<Config, Vec<Placed>> {
@@ -98,6 +98,14 @@ impl Check {
             },
             destination,
             spool,
+            uplink: Uplink {
+                concurrency: self.integer(
+                    raw.uplink.0.concurrency,
+                    default.uplink.concurrency,
+                    1..=UPLINK_CONCURRENCY_MAX,
+                ),
+            },
+            dead_letter: self.dead_letter(raw.dead_letter.0, default.dead_letter, base_dir),
             batch: Batch {
                 max_age: self.duration(raw.batch.0.max_age, default.batch.max_age),
             },
@@ -190,13 +198,17 @@ impl Check {
 
     fn duration(&mut self, key: Key<RawDuration>, default: Duration) -> Duration {
         let Some(value) = key else { return default };
+        self.duration_up_to(value, DURATION_MAX)
+    }
+
+    fn duration_up_to(&mut self, value: Spanned<RawDuration>, most: Duration) -> Duration {
         let RawDuration::Text(text) = value.get_ref();
         let message = match humantime::parse_duration(text) {
             Ok(duration) if duration.is_zero() => "must be longer than nothing".into(),
-            Ok(duration) if duration <= DURATION_MAX => return duration,
+            Ok(duration) if duration <= most => return duration,
             Ok(_) => format!(
                 "\"{text}\" is too long; use {} or less",
-                humantime::format_duration(DURATION_MAX)
+                humantime::format_duration(most)
             ),
             Err(_) => format!(
                 "\"{text}\" is not a duration; write a number and a unit, such as \"10s\", \
@@ -204,7 +216,7 @@ impl Check {
             ),
         };
         self.error(value.span(), message);
-        default
+        most
     }
 
     pub(super) fn choice<T: Copy>(
@@ -405,6 +417,24 @@ impl Check {
         Spool {
             directory: self.directory(raw.directory, default.directory, base_dir),
             size,
+        }
+    }
+
+    fn dead_letter(
+        &mut self,
+        raw: RawDeadLetter,
+        default: DeadLetter,
+        base_dir: &Path,
+    ) -> DeadLetter {
+        DeadLetter {
+            directory: self.directory(raw.directory, default.directory, base_dir),
+            size: match &raw.size {
+                Some(value) => self.size(value, 1..=u64::MAX),
+                None => default.size,
+            },
+            age: raw
+                .age
+                .map(|age| self.duration_up_to(age, DEAD_LETTER_AGE_MAX)),
         }
     }
 

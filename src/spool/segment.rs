@@ -100,6 +100,18 @@ impl BatchId {
         } = self;
         format!("{run}-c{core}-{sequence:08}.json.gz")
     }
+
+    /// The batch whose blob has this name, if it is one of weir's.
+    pub fn of_blob_name(name: &str) -> Option<BatchId> {
+        let (run, rest) = name.strip_suffix(".json.gz")?.split_once("-c")?;
+        let (core, sequence) = rest.split_once('-')?;
+        let id = BatchId {
+            run: run.parse().ok()?,
+            core: core.parse().ok()?,
+            sequence: sequence.parse().ok()?,
+        };
+        (id.blob_name() == name).then_some(id)
+    }
 }
 
 /// What a segment is for.
