@@ -5,6 +5,7 @@
 //! Results go to stdout, everything else to stderr.
 
 mod check;
+mod dead_letter;
 mod demo;
 mod plan;
 mod run;
@@ -40,10 +41,10 @@ enum Command {
         floor_receive: bool,
     },
 
-    /// Start a node that needs no configuration and show what goes in and out.
+    /// Start a node that needs no configuration, and beside it a stand-in for Azure Data Explorer on loopback.
     ///
-    /// Prints a curl line to try, and each second what came in and what was written.
-    /// Ctrl-C drains and says where the data is.
+    /// Prints a curl line to try, each second what came in and what was delivered, and rows as they land.
+    /// Ctrl-C drains and says what there was.
     Demo(DemoArgs),
 
     /// Check a configuration, with file, line and column of every error.
@@ -68,6 +69,62 @@ enum Command {
     /// Only reads, so it can be used beside a running weir.
     #[command(subcommand)]
     Spool(SpoolCommand),
+
+    /// Look at what Kusto will never take, deliver it again, or drop it.
+    #[command(subcommand)]
+    DeadLetter(DeadLetterCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DeadLetterCommand {
+    /// List the dead letters.
+    Ls(ConfigArgs),
+
+    /// Print the reason of one, or its rows.
+    Show {
+        #[command(flatten)]
+        config: ConfigArgs,
+
+        /// Its name, as `weir dead-letter ls` shows it.
+        name: String,
+
+        /// The rows instead of the reason.
+        #[arg(long)]
+        rows: bool,
+    },
+
+    /// Deliver letters to the configured destination, and remove those that it takes; while weir is stopped.
+    ///
+    /// They keep their names, so that what had arrived after all is recognised.
+    Replay {
+        #[command(flatten)]
+        config: ConfigArgs,
+
+        #[command(flatten)]
+        letters: Letters,
+    },
+
+    /// Remove letters for good; while weir is stopped.
+    Drop {
+        #[command(flatten)]
+        config: ConfigArgs,
+
+        #[command(flatten)]
+        letters: Letters,
+    },
+}
+
+/// Which dead letters are meant.
+#[derive(Debug, Args)]
+#[group(required = true)]
+pub struct Letters {
+    /// Their names, as `weir dead-letter ls` shows them.
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+
+    /// All there are.
+    #[arg(long)]
+    pub all: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -128,9 +185,13 @@ pub struct DemoArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9881")]
     pub admin: SocketAddr,
 
-    /// Where the blobs go.
-    #[arg(long, value_name = "DIRECTORY", default_value = "weir-data")]
-    pub out: PathBuf,
+    /// Where the stand-in for Azure Data Explorer listens, and shows what landed; port 0 lets the kernel choose.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9882")]
+    pub standin: SocketAddr,
+
+    /// Write blobs below this directory instead, without the stand-in.
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "standin")]
+    pub out: Option<PathBuf>,
 }
 
 impl Cli {
@@ -145,6 +206,7 @@ impl Cli {
             Command::Check { config, online } => check::run(&config, online),
             Command::Plan(args) => plan::run(&args),
             Command::Spool(command) => spool::run(&command),
+            Command::DeadLetter(command) => dead_letter::run(&command),
         }
     }
 }

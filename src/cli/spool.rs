@@ -205,20 +205,20 @@ fn cat(spool: &Observed, segment: &str) -> Result<(), Fatal> {
 }
 
 /// Inflates a gzip member that is written to it in pieces.
-struct Rows {
+pub(super) struct Rows {
     inflate: Inflate,
     header_left: usize,
     raw_left: u64,
     piece: Vec<u8>,
 }
 
-struct RowsTo<'a, W> {
+pub(super) struct RowsTo<'a, W> {
     rows: &'a mut Rows,
     output: &'a mut W,
 }
 
 impl Rows {
-    fn new(totals: Totals) -> Rows {
+    pub(super) fn new(totals: Totals) -> Rows {
         Rows {
             // The member's own checksum is not read: every frame's was.
             inflate: Inflate::new(false, 15),
@@ -228,7 +228,7 @@ impl Rows {
         }
     }
 
-    fn to<'a, W>(&'a mut self, output: &'a mut W) -> RowsTo<'a, W> {
+    pub(super) fn to<'a, W>(&'a mut self, output: &'a mut W) -> RowsTo<'a, W> {
         RowsTo { rows: self, output }
     }
 }
