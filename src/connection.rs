@@ -27,9 +27,9 @@ use crate::config::Route;
 use crate::encoder::{NotEncoded, Request};
 use crate::error::Reject;
 use crate::http::chunked::Chunked;
-use crate::http::h1::{self, Framing, Head, Method};
+use crate::http::h1::{self, Expectation, Framing, Head, Method};
 use crate::http::reply::{Persistence, Replies};
-use crate::limits::{HEAD_SIZE_MAX, LINGER_SIZE_MAX, LINGER_TIME};
+use crate::limits::{HEAD_SIZE_MAX, LINGER_SIZE_MAX, LINGER_TIME, UNREAD_SIZE_MAX};
 use crate::metrics::Count;
 use crate::reactor::Core;
 use crate::slab::Slab;
@@ -41,6 +41,8 @@ struct Gone;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     Request,
+    /// The rest of a body that nobody wants, in bytes, and then a request.
+    Skip(usize),
     Close,
 }
 
@@ -105,9 +107,17 @@ impl Connection {
                 received: 0,
             };
             loop {
-                if self.request(&mut inbox).await? == Next::Close {
-                    drop(inbox);
-                    return self.flush().await;
+                match self.request(&mut inbox).await? {
+                    Next::Request => {}
+                    Next::Skip(size) => {
+                        drop(inbox);
+                        self.skip(size).await?;
+                        break;
+                    }
+                    Next::Close => {
+                        drop(inbox);
+                        return self.flush().await;
+                    }
                 }
                 if inbox.pending() == 0 {
                     break;
@@ -165,8 +175,13 @@ impl Connection {
                     _ => Next::Request,
                 })
             }
-            Err((unserved, in_sync)) => {
-                self.answer_unserved(unserved, in_sync && persistence != Persistence::Close)
+            Err((unserved, unread)) => {
+                let unread = unread.filter(|_| persistence != Persistence::Close);
+                let next = self.answer_unserved(unserved, unread.is_some())?;
+                Ok(match (next, unread) {
+                    (Next::Request, Some(size)) => inbox.drop_unread(size),
+                    (next, _) => next,
+                })
             }
         }
     }
@@ -176,18 +191,12 @@ impl Connection {
         let mut examined = 0;
         loop {
             let bytes = inbox.pending_bytes();
-            // A head is parsed again only when another line has come, so that small reads stay linear.
-            let line_came = examined == 0 || memchr::memchr(b'\n', &bytes[examined..]).is_some();
-            if !bytes.is_empty()
-                && line_came
+            if h1::is_worth_parsing(bytes, examined)
                 && let Some(head) = h1::parse(bytes)?
             {
                 return Ok(Some(head));
             }
             examined = bytes.len();
-            if examined >= HEAD_SIZE_MAX {
-                return Err(Reject::HeadSize.into());
-            }
             inbox.make_room();
             if self.fill(inbox).await? == 0 {
                 return if inbox.pending() == 0 {
@@ -199,24 +208,24 @@ impl Connection {
         }
     }
 
-    /// Receives the body and encodes it; the number of records. An error says whether the next request's place is known.
+    /// Receives the body and encodes it; the number of records.
+    /// An error says how many unread bytes are before the next request, if that is known.
     async fn serve_request(
         &mut self,
         inbox: &mut Inbox,
         head: &Head,
-    ) -> Result<u64, (Unserved, bool)> {
+    ) -> Result<u64, (Unserved, Option<usize>)> {
         let core = self.core.clone();
         let route = match admit(&core, inbox, head) {
             Ok(route) => route,
             Err(reject) => {
-                // Decided from the head alone: a body would have to be read to stay in sync.
-                let in_sync = head.framing == Framing::Length(0);
+                // Decided from the head alone; a small body that is sure to come is dropped to stay in sync.
                 inbox.begin += head.size;
-                return Err((reject.into(), in_sync));
+                return Err((reject.into(), unread_size(head)));
             }
         };
-        let out_of_sync = |unserved| (unserved, false);
-        if head.expect_continue
+        let out_of_sync = |unserved| (unserved, None);
+        if head.expectation == Expectation::Continue
             && inbox.pending() == head.size
             && head.framing != Framing::Length(0)
         {
@@ -259,8 +268,8 @@ impl Connection {
             .await;
         match encoded {
             Ok(encoded) => Ok(core.accepted(encoded.record_count, encoded.row_bytes)),
-            Err(NotEncoded::Rejected(reject)) => Err((reject.into(), true)),
-            Err(NotEncoded::Refused) => Err((Unserved::Refused, true)),
+            Err(NotEncoded::Rejected(reject)) => Err((reject.into(), Some(0))),
+            Err(NotEncoded::Refused) => Err((Unserved::Refused, Some(0))),
         }
     }
 
@@ -332,6 +341,23 @@ impl Connection {
         Ok(size)
     }
 
+    /// Takes the rest of a body from the socket and drops it. The answer is written first: it is all the peer waits for.
+    async fn skip(&mut self, size: usize) -> Result<(), Gone> {
+        self.flush().await?;
+        let mut left = size;
+        while left > 0 {
+            match discard(self.stream.as_raw_fd(), left).await {
+                Ok(size @ 1..) => {
+                    self.core.count_received(size);
+                    left -= size;
+                }
+                // The request has its answer, so nobody is told that its body was cut.
+                _ => return Err(Gone),
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the gathered replies.
     async fn flush(&mut self) -> Result<(), Gone> {
         if self.replies.is_empty() {
@@ -397,12 +423,24 @@ impl Connection {
 
 /// Decides from the head alone whether the body is wanted; its route.
 fn admit<'a>(core: &'a Core, inbox: &mut Inbox, head: &Head) -> Result<&'a Route, Reject> {
-    if head.method != Method::Store {
-        let head = head.method == Method::Head;
-        return Err(Reject::Method { head });
+    match head.method {
+        Method::Store => {}
+        Method::Unknown => return Err(Reject::MethodUnknown),
+        method => {
+            let head = method == Method::Head;
+            return Err(Reject::Method { head });
+        }
+    }
+    let path = &inbox.pending_bytes()[head.path.clone()];
+    let route = core.routes.find(path).ok_or(Reject::Route)?;
+    if head.expectation == Expectation::Unknown {
+        return Err(Reject::Expectation);
     }
     if head.content_encoded {
         return Err(Reject::ContentCoding);
+    }
+    if !head.json {
+        return Err(Reject::ContentType);
     }
     let size_max = core.slabs.size_max() as u64;
     if let Framing::Length(length) = head.framing
@@ -410,8 +448,21 @@ fn admit<'a>(core: &'a Core, inbox: &mut Inbox, head: &Head) -> Result<&'a Route
     {
         return Err(Reject::BodySize);
     }
-    let path = &inbox.pending_bytes()[head.path.clone()];
-    core.routes.find(path).ok_or(Reject::Route)
+    Ok(route)
+}
+
+/// The size of a body that is not wanted, where it is worth reading to its end.
+///
+/// A client that waits for `100 Continue` may send its body or not (RFC 9110 §10.1.1), so after another answer nobody
+/// knows what the next bytes are. The end of a chunked body is only found by decoding it.
+fn unread_size(head: &Head) -> Option<usize> {
+    match (head.framing, head.expectation) {
+        (Framing::Length(0), _) => Some(0),
+        (Framing::Length(size), Expectation::None) if size <= UNREAD_SIZE_MAX as u64 => {
+            Some(size as usize)
+        }
+        _ => None,
+    }
 }
 
 impl Inbox {
@@ -423,6 +474,16 @@ impl Inbox {
     fn pending_bytes(&mut self) -> &[u8] {
         let range = self.begin..self.received;
         &self.slab.bytes()[range]
+    }
+
+    /// Drops what came of the next `size` bytes, which nobody reads.
+    fn drop_unread(&mut self, size: usize) -> Next {
+        let here = size.min(self.pending());
+        self.begin += here;
+        match size - here {
+            0 => Next::Request,
+            left => Next::Skip(left),
+        }
     }
 
     /// Moves the request to the start of the slab; by how much.

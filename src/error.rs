@@ -12,7 +12,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::config::{ConfigErrors, Size};
-use crate::limits::{HEAD_SIZE_MAX, HEADER_COUNT_MAX, KIB};
+use crate::limits::{
+    HEAD_SIZE_MAX, HEADER_COUNT_MAX, KIB, REQUEST_LINE_SIZE_MAX, TRAILER_SIZE_MAX,
+};
 use crate::records::json::JsonError;
 
 /// Why the process can't start or go on.
@@ -121,7 +123,10 @@ impl Fatal {
 }
 
 const _: () = assert!(
-    HEAD_SIZE_MAX == 16 * KIB && HEADER_COUNT_MAX == 64,
+    HEAD_SIZE_MAX == 16 * KIB
+        && HEADER_COUNT_MAX == 64
+        && REQUEST_LINE_SIZE_MAX == 8 * KIB
+        && TRAILER_SIZE_MAX == 4 * KIB,
     "the details of the rejects name these numbers"
 );
 
@@ -130,12 +135,24 @@ const _: () = assert!(
 pub enum Reject {
     /// The request line or a header field cannot be read, or can be read in two ways.
     Head(&'static str),
+    /// The request target is malformed, or would have to be normalised.
+    Target(&'static str),
+    /// The host is malformed, missing, or there twice.
+    Host(&'static str),
+    /// The end of the body cannot be told, or could be told in two ways.
+    Framing(&'static str),
+    /// A major version other than 1.
+    Version,
+    /// The request line is longer than weir reads.
+    RequestLineSize,
     /// The head is larger than a slab of the smallest class.
     HeadSize,
     /// More header fields than weir looks at.
     HeaderCount,
     /// The chunked framing cannot be read.
     Chunk(&'static str),
+    /// The trailer section is longer than weir reads.
+    TrailerSize,
     /// The peer ended the stream before the end of the body.
     BodyTruncated,
     /// The body does not fit a slab of the largest class.
@@ -144,6 +161,8 @@ pub enum Reject {
     RecordSize,
     /// A record that is not an object, on a route whose rows are the records themselves.
     RecordNotObject,
+    /// A method that weir does not know.
+    MethodUnknown,
     /// A method other than POST and PUT; the answer to HEAD has no content (RFC 9110 §9.3.2).
     Method { head: bool },
     /// No route for the path.
@@ -154,6 +173,8 @@ pub enum Reject {
     TransferCoding,
     /// A content coding other than identity.
     ContentCoding,
+    /// A media type that is not JSON's or NDJSON's.
+    ContentType,
     /// The body is not what RFC 8259 calls JSON text, or a sequence of such.
     Json(JsonError),
 }
@@ -173,20 +194,28 @@ pub struct RejectAnswer {
 
 impl Reject {
     /// Every code, in the order of the metric's labels.
-    pub const CODES: [&'static str; 20] = [
+    pub const CODES: [&'static str; 28] = [
         "bad_head",
+        "bad_target",
+        "bad_host",
+        "bad_framing",
+        "version_unsupported",
+        "request_line_too_large",
         "head_too_large",
         "too_many_headers",
         "bad_chunk",
+        "trailers_too_large",
         "body_truncated",
         "body_too_large",
         "record_too_large",
         "record_not_object",
+        "method_unknown",
         "method_not_allowed",
         "no_route",
         "expectation_failed",
         "transfer_coding_unsupported",
         "content_coding_unsupported",
+        "content_type_unsupported",
         "json_syntax",
         "json_depth",
         "json_utf8",
@@ -198,71 +227,86 @@ impl Reject {
 
     /// The answer to this reject.
     pub fn answer(&self) -> RejectAnswer {
-        let answer = |status, code, detail, in_sync| RejectAnswer {
+        // Where the next request begins is in doubt, or too far away.
+        let close = |status, code, detail| RejectAnswer {
             status,
             code,
             detail,
-            in_sync,
+            in_sync: false,
+        };
+        let keep = |status, code, detail| RejectAnswer {
+            status,
+            code,
+            detail,
+            in_sync: true,
         };
         match *self {
-            Reject::Head(detail) => answer(400, "bad_head", detail, false),
-            Reject::HeadSize => answer(
-                431,
-                "head_too_large",
-                "the head is larger than 16 KiB",
-                false,
+            Reject::Head(detail) => close(400, "bad_head", detail),
+            Reject::Target(detail) => close(400, "bad_target", detail),
+            Reject::Host(detail) => close(400, "bad_host", detail),
+            Reject::Framing(detail) => close(400, "bad_framing", detail),
+            Reject::Version => close(505, "version_unsupported", "weir speaks HTTP/1.1 here"),
+            Reject::RequestLineSize => close(
+                414,
+                "request_line_too_large",
+                "the request line is larger than 8 KiB",
             ),
-            Reject::HeaderCount => {
-                answer(431, "too_many_headers", "more than 64 header fields", false)
-            }
-            Reject::Chunk(detail) => answer(400, "bad_chunk", detail, false),
-            Reject::BodyTruncated => answer(
+            Reject::HeadSize => close(431, "head_too_large", "the head is larger than 16 KiB"),
+            Reject::HeaderCount => close(431, "too_many_headers", "more than 64 header fields"),
+            Reject::Chunk(detail) => close(400, "bad_chunk", detail),
+            Reject::TrailerSize => close(
+                431,
+                "trailers_too_large",
+                "the trailer section is larger than 4 KiB",
+            ),
+            Reject::BodyTruncated => close(
                 400,
                 "body_truncated",
                 "the stream ended before the body did",
-                false,
             ),
-            Reject::BodySize => answer(
+            Reject::BodySize => close(
                 413,
                 "body_too_large",
                 "the request is larger than a slab of the largest class: send fewer records per request",
-                false,
             ),
-            Reject::RecordSize => answer(
+            Reject::RecordSize => keep(
                 413,
                 "record_too_large",
                 "a record is larger than limits.record",
-                true,
             ),
-            Reject::RecordNotObject => answer(
+            Reject::RecordNotObject => keep(
                 400,
                 "record_not_object",
                 "this route stores records as rows, so each must be an object",
-                true,
             ),
-            Reject::Method { .. } => {
-                answer(405, "method_not_allowed", "POST or PUT stores events", true)
-            }
-            Reject::Route => answer(404, "no_route", "no route for this path", true),
-            Reject::Expectation => answer(
+            Reject::MethodUnknown => keep(
+                501,
+                "method_unknown",
+                "a method that weir does not know; methods are written in capitals",
+            ),
+            Reject::Method { .. } => keep(405, "method_not_allowed", "POST or PUT stores events"),
+            Reject::Route => keep(404, "no_route", "no route for this path"),
+            Reject::Expectation => keep(
                 417,
                 "expectation_failed",
                 "the only expectation weir meets is 100-continue",
-                false,
             ),
-            Reject::TransferCoding => answer(
+            Reject::TransferCoding => close(
                 501,
                 "transfer_coding_unsupported",
                 "the only transfer coding is chunked",
-                false,
             ),
-            Reject::ContentCoding => answer(
+            Reject::ContentCoding => keep(
                 415,
                 "content_coding_unsupported",
                 "send the body without Content-Encoding",
-                true,
             ),
-            Reject::Json(error) => answer(400, error.code, error.detail, true),
+            Reject::ContentType => keep(
+                415,
+                "content_type_unsupported",
+                "send JSON or NDJSON, with its Content-Type or without any",
+            ),
+            Reject::Json(error) => keep(400, error.code, error.detail),
         }
     }
 
@@ -289,19 +333,27 @@ impl Reject {
             })
         };
         let mut samples = vec![
-            Reject::Head("an HTTP/1.1 request has exactly one Host field"),
+            Reject::Head("a field that may be there once is there twice"),
+            Reject::Target("the request target has a byte that is not of a URI"),
+            Reject::Host("the host is not a name or an address with an optional port"),
+            Reject::Framing("a Transfer-Encoding that is not a list of codings"),
+            Reject::Version,
+            Reject::RequestLineSize,
             Reject::HeadSize,
             Reject::HeaderCount,
             Reject::Chunk("a malformed chunk size line"),
+            Reject::TrailerSize,
             Reject::BodyTruncated,
             Reject::BodySize,
             Reject::RecordSize,
             Reject::RecordNotObject,
+            Reject::MethodUnknown,
             Reject::Method { head: false },
             Reject::Route,
             Reject::Expectation,
             Reject::TransferCoding,
             Reject::ContentCoding,
+            Reject::ContentType,
         ];
         samples.extend(Self::CODES[samples.len()..].iter().copied().map(json));
         samples

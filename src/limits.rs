@@ -65,6 +65,10 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 pub const LINGER_TIME: Duration = Duration::from_secs(1);
 pub const LINGER_SIZE_MAX: usize = 64 * KIB;
 
+/// The largest body of a request that is refused by its head, and is read and dropped nevertheless so that the
+/// connection can go on; beyond it, closing is cheaper for both.
+pub const UNREAD_SIZE_MAX: usize = 64 * KIB;
+
 /// What one open connection costs when it holds no slab: its task, its descriptor, its parser's
 /// state and its share of the runtime. Measured: 2.9 KiB of resident memory each, at 10,000.
 pub const CONNECTION_STATE_SIZE: usize = 3 * KIB;
@@ -99,6 +103,9 @@ pub const HEADER_COUNT_MAX: usize = 64;
 
 /// Chunk extensions of one chunk (RFC 9112 §7.1.1: a recipient ought to limit them), in bytes.
 pub const CHUNK_EXTENSION_SIZE_MAX: usize = 256;
+
+/// Chunk extensions of all chunks of a body, in bytes.
+pub const CHUNK_EXTENSIONS_SIZE_MAX: usize = 4 * KIB;
 
 /// The trailer section of a chunked body, in bytes.
 pub const TRAILER_SIZE_MAX: usize = 4 * KIB;

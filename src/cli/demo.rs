@@ -32,7 +32,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), Fatal> {
         "metrics on http://{}/metrics\n\
          blobs, sealed after a second, in {blobs}/\n\n\
          Try, in another terminal:\n\n  \
-         curl -d '{{\"hello\": \"weir\"}}' http://{address}/demo\n\n\
+         curl --json '{{\"hello\": \"weir\"}}' http://{address}/demo\n\n\
          Ctrl-C drains and ends.\n\n",
         node.admin()
     ))?;

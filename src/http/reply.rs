@@ -92,8 +92,9 @@ impl Replies {
         let field = match answer.status {
             // RFC 9110 §15.5.6.
             405 => "Allow: POST, PUT\r\n",
-            // RFC 9110 §15.5.16.
-            415 => "Accept-Encoding: identity\r\n",
+            // RFC 9110 §15.5.16: which of the two was not supported.
+            415 if matches!(reject, Reject::ContentCoding) => "Accept-Encoding: identity\r\n",
+            415 => "Accept: application/json, application/x-ndjson\r\n",
             _ => "",
         };
         self.reply(
@@ -185,11 +186,13 @@ fn reason_phrase(status: u16) -> &'static str {
         404 => "Not Found",
         405 => "Method Not Allowed",
         413 => "Content Too Large",
+        414 => "URI Too Long",
         415 => "Unsupported Media Type",
         417 => "Expectation Failed",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
         503 => "Service Unavailable",
+        505 => "HTTP Version Not Supported",
         _ => "",
     }
 }
