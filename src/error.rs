@@ -372,4 +372,30 @@ mod tests {
             assert_eq!(reject.code_index(), index, "{reject:?}");
         }
     }
+
+    /// `docs/HTTP.md` has one line for each code, in the same order, and `busy`.
+    #[test]
+    fn the_document_lists_every_code_with_its_status() {
+        let document = include_str!("../docs/HTTP.md");
+        let lines: Vec<Vec<&str>> = document
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| line.split(" | ").collect())
+            .collect();
+        let mut expected: Vec<[String; 3]> = Reject::samples()
+            .iter()
+            .map(Reject::answer)
+            .map(|answer| {
+                let connection = if answer.in_sync { "keeps" } else { "closes" };
+                [
+                    format!("| `{}`", answer.code),
+                    answer.status.to_string(),
+                    connection.into(),
+                ]
+            })
+            .collect();
+        expected.push(["| `busy`".into(), "503".into(), "keeps".into()]);
+        let listed: Vec<&[&str]> = lines.iter().map(|line| &line[..3]).collect();
+        assert_eq!(listed, expected);
+    }
 }
