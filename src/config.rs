@@ -46,6 +46,7 @@ pub struct Config {
     pub slabs: Slabs,
     pub upload: Upload,
     pub limits: Limits,
+    pub deadlines: Deadlines,
     pub memory: Memory,
     /// At least one, in the order of the file; patterns differ.
     pub routes: Vec<Route>,
@@ -174,10 +175,32 @@ pub struct Limits {
     pub wait: Duration,
     /// Open connections per core.
     pub connections: usize,
+    /// Of those, from one address.
+    pub connections_per_address: usize,
+    /// Requests until a connection is closed.
+    pub requests_per_connection: u64,
     /// Bytes of the largest record, compacted; more is 413.
     pub record: usize,
     /// How long a shutdown waits for requests in flight and for delivery.
     pub drain: Duration,
+}
+
+/// How long a peer may take; `deadline.rs` sweeps them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// A whole head, from its first byte.
+    pub head: Duration,
+    /// The first byte of a body, from the end of its head.
+    pub body_start: Duration,
+    /// A whole body.
+    pub body: Duration,
+    /// Bytes per second that a body must bring, on average over `body_rate_window`.
+    pub body_rate: usize,
+    pub body_rate_window: Duration,
+    /// Writing the answers.
+    pub write: Duration,
+    /// Between two requests.
+    pub idle: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -265,9 +288,20 @@ impl Default for Config {
             limits: Limits {
                 wait: Duration::from_secs(5),
                 connections: 1024,
+                connections_per_address: 256,
+                requests_per_connection: 100_000,
                 // The largest value of Kusto's `dynamic` type.
                 record: MIB,
                 drain: Duration::from_secs(30),
+            },
+            deadlines: Deadlines {
+                head: Duration::from_secs(10),
+                body_start: Duration::from_secs(20),
+                body: Duration::from_secs(120),
+                body_rate: KIB,
+                body_rate_window: Duration::from_secs(10),
+                write: Duration::from_secs(10),
+                idle: Duration::from_secs(75),
             },
             memory: Memory { limit: None },
             routes: vec![Route {

@@ -5,7 +5,7 @@
 //! Thread: one reactor; one task per connection. Allocates: at accept (the task, the reply buffer), then never.
 //! Invariant: exactly one answer per request, in order; an idle connection holds no slab;
 //! `begin ≤ received ≤ slab size`.
-//! Not here: deadlines for slow senders.
+//! A peer that is too slow has its reading side shut down by [`crate::deadline`]'s sweep: the read in flight then ends.
 //!
 //! ```text
 //! slab:  | answered | head | body … | next request, pipelined … |        |
@@ -24,6 +24,7 @@ use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
 use crate::accept::Place;
 use crate::config::Route;
+use crate::deadline::{Cut, Pace};
 use crate::encoder::{NotEncoded, Request};
 use crate::error::Reject;
 use crate::http::chunked::Chunked;
@@ -70,6 +71,7 @@ struct Connection {
     stream: Rc<TcpStream>,
     place: Place,
     replies: Replies,
+    request_count: u64,
 }
 
 /// What was received of the requests in a slab.
@@ -86,6 +88,7 @@ pub async fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) {
         stream,
         place,
         replies: Replies::new(),
+        request_count: 0,
     };
     if connection.run().await.is_ok() {
         connection.linger().await;
@@ -136,11 +139,13 @@ impl Connection {
         // Submitted together, the two cost one system call; the poll sees whatever comes after the replies.
         let readable = poll_readable(self.stream.as_raw_fd());
         let flushed = self.flush().await;
+        self.set_deadline(&self.core.connections.deadlines.idle());
         if flushed.is_err() {
             // The poll holds the socket: end it, then wait for it.
             let _ = self.stream.shutdown(Shutdown::Both);
         }
         let polled = readable.await;
+        self.place.clear_deadline();
         self.place.set_idle(false);
         if polled.is_err() {
             return Err(Gone);
@@ -156,11 +161,12 @@ impl Connection {
             Err(unserved) => return self.answer_unserved(unserved, false),
         };
         let served = self.serve_request(inbox, &head).await;
+        self.request_count += 1;
         // Only now: a drain that began meanwhile makes this the last answer.
-        let persistence = match (
-            head.keep_alive && !self.core.draining(),
-            head.keep_alive_confirm,
-        ) {
+        let is_last = self.core.draining()
+            || self.place.expired()
+            || self.request_count >= self.core.config.limits.requests_per_connection;
+        let persistence = match (head.keep_alive && !is_last, head.keep_alive_confirm) {
             (false, _) => Persistence::Close,
             (true, false) => Persistence::KeepAlive,
             (true, true) => Persistence::KeepAliveConfirmed,
@@ -189,6 +195,7 @@ impl Connection {
     /// Reads until the head is complete. `None` where the peer ended the stream between two requests.
     async fn receive_head(&mut self, inbox: &mut Inbox) -> Result<Option<Head>, Unserved> {
         let mut examined = 0;
+        let mut pace = self.core.connections.deadlines.head();
         loop {
             let bytes = inbox.pending_bytes();
             if h1::is_worth_parsing(bytes, examined)
@@ -198,7 +205,7 @@ impl Connection {
             }
             examined = bytes.len();
             inbox.make_room();
-            if self.fill(inbox).await? == 0 {
+            if self.fill(inbox, &mut pace).await? == 0 {
                 return if inbox.pending() == 0 {
                     Ok(None)
                 } else {
@@ -232,10 +239,11 @@ impl Connection {
             // RFC 9110 §10.1.1: the decision to read the body has been made.
             self.replies.continue_100();
         }
+        let mut pace = core.connections.deadlines.body(inbox.pending() - head.size);
         let (body_end, request_end) = match head.framing {
             Framing::Length(length) => {
                 let request_size = head.size + length as usize;
-                self.receive_length(inbox, request_size)
+                self.receive_length(inbox, request_size, &mut pace)
                     .await
                     .map_err(out_of_sync)?;
                 let end = inbox.begin + request_size;
@@ -243,7 +251,7 @@ impl Connection {
             }
             Framing::Chunked => {
                 let chunked = self
-                    .receive_chunked(inbox, head.size)
+                    .receive_chunked(inbox, head.size, &mut pace)
                     .await
                     .map_err(out_of_sync)?;
                 (chunked.decoded, chunked.examined)
@@ -278,6 +286,7 @@ impl Connection {
         &mut self,
         inbox: &mut Inbox,
         request_size: usize,
+        pace: &mut Pace,
     ) -> Result<(), Unserved> {
         if request_size > inbox.slab.size() {
             self.move_up(inbox, request_size).await?;
@@ -285,7 +294,7 @@ impl Connection {
             inbox.rewind();
         }
         while inbox.pending() < request_size {
-            if self.fill(inbox).await? == 0 {
+            if self.fill(inbox, pace).await? == 0 {
                 return Err(Reject::BodyTruncated.into());
             }
         }
@@ -297,6 +306,7 @@ impl Connection {
         &mut self,
         inbox: &mut Inbox,
         head_size: usize,
+        pace: &mut Pace,
     ) -> Result<Chunked, Unserved> {
         let mut chunked = Chunked::new(inbox.begin + head_size);
         loop {
@@ -310,8 +320,9 @@ impl Connection {
             }
             if inbox.received == inbox.slab.size() {
                 self.move_up(inbox, inbox.slab.size() + 1).await?;
+                self.core.connections.deadlines.resume(pace);
             }
-            if self.fill(inbox).await? == 0 {
+            if self.fill(inbox, pace).await? == 0 {
                 return Err(Reject::BodyTruncated.into());
             }
         }
@@ -330,24 +341,39 @@ impl Connection {
     }
 
     /// Reads behind what was received; the number of bytes, 0 at the end of the stream.
-    async fn fill(&mut self, inbox: &mut Inbox) -> Result<usize, Gone> {
+    async fn fill(&mut self, inbox: &mut Inbox, pace: &mut Pace) -> Result<usize, Unserved> {
         // A client that waits for an answer before it sends more must have it.
         self.flush().await?;
+        self.set_deadline(pace);
+        let began = inbox.pending() > 0;
         let read = inbox.slab.read(&self.stream, inbox.received).await;
+        self.place.clear_deadline();
+        if began && self.place.expired() {
+            return Err(Reject::Timeout.into());
+        }
         // A reset is the end of the stream too: the request, if there is one, was aborted.
         let size = read.unwrap_or(0);
         inbox.received += size;
+        self.core.connections.deadlines.came(pace, size);
         self.core.count_received(size);
         Ok(size)
+    }
+
+    /// Until when the peer has to send something.
+    fn set_deadline(&self, pace: &Pace) {
+        self.place.set_deadline(pace, Cut::Reading);
     }
 
     /// Takes the rest of a body from the socket and drops it. The answer is written first: it is all the peer waits for.
     async fn skip(&mut self, size: usize) -> Result<(), Gone> {
         self.flush().await?;
         let mut left = size;
+        let mut pace = self.core.connections.deadlines.body(0);
         while left > 0 {
+            self.set_deadline(&pace);
             match discard(self.stream.as_raw_fd(), left).await {
                 Ok(size @ 1..) => {
+                    self.core.connections.deadlines.came(&mut pace, size);
                     self.core.count_received(size);
                     left -= size;
                 }
@@ -363,7 +389,10 @@ impl Connection {
         if self.replies.is_empty() {
             return Ok(());
         }
+        let pace = self.core.connections.deadlines.write();
+        self.place.set_deadline(&pace, Cut::Both);
         let (outcome, bytes) = self.stream.write_all(self.replies.take()).await;
+        self.place.clear_deadline();
         self.replies.give_back(bytes);
         outcome.map_err(|_| Gone)
     }

@@ -155,6 +155,8 @@ pub enum Reject {
     TrailerSize,
     /// The peer ended the stream before the end of the body.
     BodyTruncated,
+    /// The request was not there in time.
+    Timeout,
     /// The body does not fit a slab of the largest class.
     BodySize,
     /// One record is larger than `limits.record`.
@@ -194,7 +196,7 @@ pub struct RejectAnswer {
 
 impl Reject {
     /// Every code, in the order of the metric's labels.
-    pub const CODES: [&'static str; 28] = [
+    pub const CODES: [&'static str; 29] = [
         "bad_head",
         "bad_target",
         "bad_host",
@@ -206,6 +208,7 @@ impl Reject {
         "bad_chunk",
         "trailers_too_large",
         "body_truncated",
+        "request_timeout",
         "body_too_large",
         "record_too_large",
         "record_not_object",
@@ -263,6 +266,11 @@ impl Reject {
                 400,
                 "body_truncated",
                 "the stream ended before the body did",
+            ),
+            Reject::Timeout => close(
+                408,
+                "request_timeout",
+                "the request was not there in time: see deadlines in the configuration",
             ),
             Reject::BodySize => close(
                 413,
@@ -344,6 +352,7 @@ impl Reject {
             Reject::Chunk("a malformed chunk size line"),
             Reject::TrailerSize,
             Reject::BodyTruncated,
+            Reject::Timeout,
             Reject::BodySize,
             Reject::RecordSize,
             Reject::RecordNotObject,
@@ -373,7 +382,7 @@ mod tests {
         }
     }
 
-    /// `docs/HTTP.md` has one line for each code, in the same order, and `busy`.
+    /// `docs/HTTP.md` has one line for each code, in the same order, and those that are no fault of a request.
     #[test]
     fn the_document_lists_every_code_with_its_status() {
         let document = include_str!("../docs/HTTP.md");
@@ -394,7 +403,12 @@ mod tests {
                 ]
             })
             .collect();
-        expected.push(["| `busy`".into(), "503".into(), "keeps".into()]);
+        for [code, status, connection] in [
+            ["too_many_connections", "429", "closes"],
+            ["busy", "503", "keeps"],
+        ] {
+            expected.push([format!("| `{code}`"), status.into(), connection.into()]);
+        }
         let listed: Vec<&[&str]> = lines.iter().map(|line| &line[..3]).collect();
         assert_eq!(listed, expected);
     }

@@ -23,6 +23,7 @@ pub mod reactor;
 pub mod clock;
 pub mod wait;
 pub mod memory;
+pub mod deadline;
 pub mod accept;
 pub mod slab;
 pub mod connection;

@@ -198,6 +198,7 @@ impl Reactor {
             tokio_uring::spawn(accept::accept(core.clone(), listener));
         }
         tokio_uring::spawn(tick(core.clone(), started_at));
+        tokio_uring::spawn(accept::sweep_deadlines(core.clone()));
         tokio_uring::spawn(take_returns(core.clone(), self.handover.clone()));
         ready(Ok(Ready {
             registration_refused,
@@ -262,7 +263,7 @@ impl Reactor {
             slabs,
             upload_buffers,
             routes: Routes::new(config),
-            connections: Connections::new(connections_max, config.listeners.len()),
+            connections: Connections::new(config),
             metrics: self.metrics.clone(),
             floor_receive: self.floor_receive,
             draining: Cell::new(false),

@@ -877,3 +877,128 @@ fn a_stream_that_ends_within_a_request_is_aborted_and_stores_nothing() {
     let stopped = weir.stop();
     assert!(stopped.rows("Telemetry", "Events").is_empty());
 }
+
+/// A minute for everything but what `deadlines` says.
+fn with_deadlines(deadlines: &str) -> Weir {
+    let mut text = String::from("[deadlines]\n");
+    for key in [
+        "head",
+        "body_start",
+        "body",
+        "body_rate_window",
+        "write",
+        "idle",
+    ] {
+        if !deadlines.contains(&format!("{key} =")) {
+            text.push_str(&format!("{key} = \"60s\"\n"));
+        }
+    }
+    Weir::start(&format!("{text}{deadlines}"))
+}
+
+#[test]
+fn who_is_too_slow_is_told_so_and_nothing_is_stored() {
+    let chunked = post("Transfer-Encoding: chunked\r\n", "");
+    for (deadlines, wires) in [
+        (
+            "head = \"40ms\"\n",
+            vec!["P".into(), "POST /x HTTP/1.1\r\nHost: a\r\nX: y\r\n".into()],
+        ),
+        (
+            "body_start = \"40ms\"\n",
+            vec![post(BAD_LENGTH, ""), chunked.clone()],
+        ),
+        (
+            "body_rate = \"1GiB\"\nbody_rate_window = \"40ms\"\n",
+            vec![post(BAD_LENGTH, "{\"bad"), chunked.clone() + "9\r\n{\"bad"],
+        ),
+        (
+            "body = \"40ms\"\n",
+            vec![post(BAD_LENGTH, "{\"bad"), chunked + "9\r\n{\"bad\":1}\r\n"],
+        ),
+    ] {
+        let weir = with_deadlines(deadlines);
+        for wire in &wires {
+            let mut client = weir.connect();
+            client.send(&request("/x", GOOD));
+            client.send(wire.as_bytes());
+            assert_eq!(client.reply().status, 201);
+            let reply = client.reply();
+            assert_eq!(
+                (reply.status, reply.closes()),
+                (408, true),
+                "{deadlines}: {wire:?}"
+            );
+            assert_eq!(reply.json()["code"], "request_timeout");
+            client.expect_end();
+        }
+        let count = wires.len() as u64;
+        assert_eq!(weir.outcomes(), [count, count, 0, 0], "{deadlines}");
+        assert_eq!(weir.metric("weir_deadlines_passed_total"), count);
+        assert_eq!(weir.stop().rows("Telemetry", "Events").len() as u64, count);
+    }
+}
+
+#[test]
+fn who_sends_nothing_more_is_closed_without_an_answer() {
+    let weir = with_deadlines("idle = \"40ms\"\n");
+    let mut fresh = weir.connect();
+    fresh.expect_end();
+    let mut used = weir.connect();
+    assert_eq!(used.post("/x", GOOD).status, 201);
+    used.expect_end();
+    // A rejected request has its answer, so the end of its body is not asked for.
+    let weir = with_deadlines("body_start = \"40ms\"\n");
+    let mut client = weir.connect();
+    client.send(b"GET /x HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n");
+    assert_eq!(client.reply().status, 405);
+    client.expect_end();
+    assert_eq!(weir.outcomes(), [0, 1, 0, 0]);
+}
+
+#[test]
+fn who_does_not_take_its_answers_is_cut() {
+    let weir = with_deadlines("write = \"40ms\"\n");
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    // A small window, so that few answers fill it.
+    socket.set_recv_buffer_size(1).unwrap();
+    socket.connect(&weir.address.into()).unwrap();
+    let mut stream: std::net::TcpStream = socket.into();
+    stream.set_write_timeout(Some(support::PATIENCE)).unwrap();
+    let requests = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n".repeat(100);
+    while stream.write_all(&requests).is_ok() {}
+    weir.wait_for_metric("weir_deadlines_passed_total 1");
+    weir.wait_for_metric("weir_connections 0");
+    assert_eq!(weir.connect().post("/x", GOOD).status, 201);
+}
+
+#[test]
+fn a_connection_serves_so_many_requests_and_is_then_closed() {
+    let weir = Weir::start("[limits]\nrequests_per_connection = 3\n");
+    let mut client = weir.connect();
+    client.send(&request("/x", GOOD).repeat(2));
+    client.send(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n");
+    client.send(&request("/x", GOOD));
+    let closes: Vec<bool> = (0..3).map(|_| client.reply().closes()).collect();
+    assert_eq!(closes, [false, false, true]);
+    client.expect_end();
+}
+
+#[test]
+fn an_address_has_so_many_connections_and_no_more() {
+    let weir = Weir::start("[limits]\nconnections_per_address = 2\n");
+    let mut first = weir.connect();
+    let mut second = weir.connect();
+    assert_eq!(first.post("/x", GOOD).status, 201);
+    assert_eq!(second.post("/x", GOOD).status, 201);
+    let mut third = weir.connect();
+    let reply = third.reply();
+    assert_eq!((reply.status, reply.closes()), (429, true));
+    assert_eq!(reply.json()["code"], "too_many_connections");
+    third.expect_end();
+    assert_eq!(weir.metric("weir_connections_refused_total"), 1);
+    drop(first);
+    weir.wait_for_metric("weir_connections 1");
+    assert_eq!(weir.connect().post("/x", GOOD).status, 201);
+    assert_eq!(weir.outcomes(), [3, 0, 0, 0]);
+}

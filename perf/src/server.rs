@@ -245,7 +245,9 @@ table = "Events"
         options.level
     );
     if let Some(connections) = options.connections_max {
-        text.push_str(&format!("\n[limits]\nconnections = {connections}\n"));
+        text.push_str(&format!(
+            "\n[limits]\nconnections = {connections}\nconnections_per_address = {connections}\n"
+        ));
     }
     text
 }
@@ -339,7 +341,10 @@ mod tests {
             connections_max: Some(10_100),
             ..OPTIONS
         };
-        assert!(config_text(admin, &options).ends_with("[limits]\nconnections = 10100\n"));
+        assert!(
+            config_text(admin, &options)
+                .ends_with("[limits]\nconnections = 10100\nconnections_per_address = 10100\n")
+        );
     }
 
     #[test]

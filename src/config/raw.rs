@@ -34,6 +34,7 @@ pub(super) struct RawConfig {
     pub slabs: TableOf<RawSlabs>,
     pub upload: TableOf<RawUpload>,
     pub limits: TableOf<RawLimits>,
+    pub deadlines: TableOf<RawDeadlines>,
     pub memory: TableOf<RawMemory>,
     pub route: Key<Vec<Spanned<TableOf<RawRoute>>>>,
 }
@@ -102,8 +103,22 @@ pub(super) struct RawUpload {
 pub(super) struct RawLimits {
     pub wait: Key<RawDuration>,
     pub connections: Key<i64>,
+    pub connections_per_address: Key<i64>,
+    pub requests_per_connection: Key<i64>,
     pub record: Key<RawSize>,
     pub drain: Key<RawDuration>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawDeadlines {
+    pub head: Key<RawDuration>,
+    pub body_start: Key<RawDuration>,
+    pub body: Key<RawDuration>,
+    pub body_rate: Key<RawSize>,
+    pub body_rate_window: Key<RawDuration>,
+    pub write: Key<RawDuration>,
+    pub idle: Key<RawDuration>,
 }
 
 #[derive(Deserialize, Default)]

@@ -66,6 +66,16 @@ fn every_key_changes_what_it_names() {
         connections = 1
         record = "64KiB"
         drain = "1day"
+        connections_per_address = 2
+        requests_per_connection = 3
+        [deadlines]
+        head = "1s"
+        body_start = "2s"
+        body = "3s"
+        body_rate = 5
+        body_rate_window = "4s"
+        write = "5s"
+        idle = "6s"
         [memory]
         limit = "1GiB"
         [[route]]
@@ -120,8 +130,19 @@ fn every_key_changes_what_it_names() {
         limits: Limits {
             wait: Duration::from_secs(90),
             connections: 1,
+            connections_per_address: 2,
+            requests_per_connection: 3,
             record: 64 * KIB,
             drain: Duration::from_secs(24 * 60 * 60),
+        },
+        deadlines: Deadlines {
+            head: Duration::from_secs(1),
+            body_start: Duration::from_secs(2),
+            body: Duration::from_secs(3),
+            body_rate: 5,
+            body_rate_window: Duration::from_secs(4),
+            write: Duration::from_secs(5),
+            idle: Duration::from_secs(6),
         },
         memory: Memory {
             limit: Some(1 << 30),

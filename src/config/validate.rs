@@ -14,19 +14,20 @@ use toml::Spanned;
 
 use super::error::{Placed, list, nearest};
 use super::raw::{
-    Key, RawConfig, RawCores, RawDestination, RawDuration, RawListener, RawRoute, RawSize,
-    RawSlabClass, TableOf,
+    Key, RawConfig, RawCores, RawDeadlines, RawDestination, RawDuration, RawListener, RawRoute,
+    RawSize, RawSlabClass, TableOf,
 };
 use super::{
-    Admin, Batch, Compression, Config, Destination, Envelope, Limits, Listener, Memory,
+    Admin, Batch, Compression, Config, Deadlines, Destination, Envelope, Limits, Listener, Memory,
     PathPattern, Registered, Response, Route, Size, SlabClass, Slabs, SuccessStatus, Table, Upload,
 };
 use crate::limits::{
     COMPRESSION_LEVEL_MAX, COMPRESSION_LEVEL_MIN, CONNECTION_COUNT_MAX, CORE_COUNT_MAX,
-    DURATION_MAX, ENTITY_NAME_SIZE_MAX, FILE_NAME_SIZE_MAX, LISTENER_COUNT_MAX, MEMORY_LIMIT_MIN,
-    PAGE_SIZE, RECORD_SIZE_MAX, REQUEST_LINE_SIZE_MAX, ROUTE_COUNT_MAX, SLAB_CLASS_COUNT_MAX,
-    SLAB_COUNT_MAX, SLAB_SIZE_MAX, SLAB_SIZE_MIN, TAG_SIZE_MAX, UPLOAD_BUFFER_COUNT_MAX,
-    UPLOAD_BUFFER_COUNT_MIN, UPLOAD_BUFFER_SIZE_MAX, upload_buffer_size_min,
+    DURATION_MAX, ENTITY_NAME_SIZE_MAX, FILE_NAME_SIZE_MAX, GIB, LISTENER_COUNT_MAX,
+    MEMORY_LIMIT_MIN, PAGE_SIZE, RECORD_SIZE_MAX, REQUEST_LINE_SIZE_MAX, ROUTE_COUNT_MAX,
+    SLAB_CLASS_COUNT_MAX, SLAB_COUNT_MAX, SLAB_SIZE_MAX, SLAB_SIZE_MIN, TAG_SIZE_MAX,
+    UPLOAD_BUFFER_COUNT_MAX, UPLOAD_BUFFER_COUNT_MIN, UPLOAD_BUFFER_SIZE_MAX,
+    upload_buffer_size_min,
 };
 
 pub(super) fn validate(raw: RawConfig, base_dir: &Path) -> Result<Config, Vec<Placed>> {
@@ -108,9 +109,20 @@ impl Check {
                     default.limits.connections,
                     1..=CONNECTION_COUNT_MAX,
                 ),
+                connections_per_address: self.integer(
+                    raw.limits.0.connections_per_address,
+                    default.limits.connections_per_address,
+                    1..=CONNECTION_COUNT_MAX,
+                ),
+                requests_per_connection: self.integer(
+                    raw.limits.0.requests_per_connection,
+                    default.limits.requests_per_connection as usize,
+                    1..=usize::MAX,
+                ) as u64,
                 record,
                 drain: self.duration(raw.limits.0.drain, default.limits.drain),
             },
+            deadlines: self.deadlines(raw.deadlines.0, default.deadlines),
             memory: Memory {
                 limit: raw
                     .memory
@@ -192,6 +204,20 @@ impl Check {
         };
         self.error(value.span(), message);
         default
+    }
+
+    fn deadlines(&mut self, raw: RawDeadlines, default: Deadlines) -> Deadlines {
+        Deadlines {
+            head: self.duration(raw.head, default.head),
+            body_start: self.duration(raw.body_start, default.body_start),
+            body: self.duration(raw.body, default.body),
+            body_rate: raw.body_rate.map_or(default.body_rate, |rate| {
+                self.size(&rate, 1..=GIB as u64) as usize
+            }),
+            body_rate_window: self.duration(raw.body_rate_window, default.body_rate_window),
+            write: self.duration(raw.write, default.write),
+            idle: self.duration(raw.idle, default.idle),
+        }
     }
 
     fn choice<T: Copy>(&mut self, key: Key<String>, choices: &[(&str, T)], default: T) -> T {

@@ -116,6 +116,18 @@ impl Replies {
         self.reply(503, "Retry-After: 1\r\n", Some(body), date, persistence);
     }
 
+    /// 429: the peer has too many connections; this one takes no request.
+    pub fn turned_away(&mut self, date: &HttpDate) {
+        let body = b"{\"code\":\"too_many_connections\",\"detail\":\"limits.connections_per_address are open: use those\"}\n";
+        self.reply(
+            429,
+            "Retry-After: 1\r\n",
+            Some(body),
+            date,
+            Persistence::Close,
+        );
+    }
+
     fn reply(
         &mut self,
         status: u16,
@@ -185,10 +197,12 @@ fn reason_phrase(status: u16) -> &'static str {
         400 => "Bad Request",
         404 => "Not Found",
         405 => "Method Not Allowed",
+        408 => "Request Timeout",
         413 => "Content Too Large",
         414 => "URI Too Long",
         415 => "Unsupported Media Type",
         417 => "Expectation Failed",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
         503 => "Service Unavailable",
