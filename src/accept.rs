@@ -93,6 +93,9 @@ pub struct Place {
     core: Rc<Core>,
     index: usize,
     network: IpAddr,
+    /// In the order of the configuration.
+    pub listener_index: usize,
+    pub peer: IpAddr,
 }
 
 impl Connections {
@@ -211,7 +214,11 @@ impl Drop for Place {
 }
 
 /// Accepts connections of one listener until the core drains.
-pub async fn accept(core: Rc<Core>, listener: tokio_uring::net::TcpListener) {
+pub async fn accept(
+    core: Rc<Core>,
+    listener: tokio_uring::net::TcpListener,
+    listener_index: usize,
+) {
     loop {
         let connections = &core.connections;
         let index = connections
@@ -246,6 +253,8 @@ pub async fn accept(core: Rc<Core>, listener: tokio_uring::net::TcpListener) {
                     core: core.clone(),
                     index,
                     network,
+                    listener_index,
+                    peer: peer.ip(),
                 };
                 let open_count = connections.open_count() as u64;
                 core.metrics.update(|update| {

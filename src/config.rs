@@ -14,6 +14,7 @@
 //! Not here: bounds (`limits.rs`), sums (`budget.rs`), matching of paths (`route.rs`).
 //! What each key means to an operator is in `docs/CONFIG.md`, which a test holds to this code.
 
+mod access;
 mod error;
 mod raw;
 mod size;
@@ -25,8 +26,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::error::Fatal;
 use crate::limits::{KIB, MIB};
+use crate::secret::SecretSource;
 
 pub use error::{ConfigError, ConfigErrors};
 pub use size::{Size, SizeInvalid};
@@ -48,6 +52,8 @@ pub struct Config {
     pub limits: Limits,
     pub deadlines: Deadlines,
     pub memory: Memory,
+    /// Names differ.
+    pub principals: Vec<Principal>,
     /// At least one, in the order of the file; patterns differ.
     pub routes: Vec<Route>,
     /// The tables that the routes name, each once, in order of first mention.
@@ -59,6 +65,10 @@ pub struct Config {
 pub struct Listener {
     /// Port 0 lets the kernel choose.
     pub address: SocketAddr,
+    /// Indexes in [`Config::principals`]: who may send; `None` for anybody.
+    pub principals: Option<Vec<usize>>,
+    /// Where from; empty for anywhere.
+    pub allow: Vec<IpNet>,
 }
 
 /// Where metrics and health are served.
@@ -218,6 +228,80 @@ pub struct Route {
     pub envelope: Envelope,
     /// The tag of the path `/`; needs no escaping in JSON.
     pub default_tag: String,
+    /// In place of the listener's.
+    pub principals: Option<Vec<usize>>,
+    /// Besides the listener's.
+    pub allow: Vec<IpNet>,
+    pub rate: Option<Rate>,
+}
+
+/// Somebody who may send, known by one kind of credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Principal {
+    pub name: String,
+    pub credential: Credential,
+    pub rate: Option<Rate>,
+}
+
+/// What a principal shows. Of several secrets any will do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// RFC 6750.
+    Bearer(Vec<Token>),
+    /// RFC 7617.
+    Basic {
+        user: String,
+        passwords: Vec<SecretSource>,
+    },
+    Hmac(Hmac),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Token {
+    Secret(SecretSource),
+    /// The hash of one that is long and random.
+    Sha256([u8; 32]),
+}
+
+/// HMAC-SHA-256 over the body as it was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hmac {
+    pub secrets: Vec<SecretSource>,
+    /// The field that has the signature.
+    pub header: String,
+    /// What is before it in there.
+    pub prefix: String,
+    pub encoding: SignatureEncoding,
+}
+
+impl Default for Hmac {
+    /// What GitHub sends, without secrets.
+    fn default() -> Self {
+        Hmac {
+            secrets: Vec::new(),
+            header: "X-Hub-Signature-256".into(),
+            prefix: "sha256=".into(),
+            encoding: SignatureEncoding::Hex,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignatureEncoding {
+    Hex,
+    /// RFC 4648 §4, with padding.
+    Base64,
+}
+
+/// How much may be sent, on the whole node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Per second.
+    pub requests: Option<u64>,
+    /// Of bodies, per second.
+    pub bytes: Option<u64>,
+    /// How much of that may come at once after a pause.
+    pub burst: Duration,
 }
 
 /// The paths a route serves; `route.rs` matches them.
@@ -252,6 +336,8 @@ impl Default for Config {
             cores: 1,
             listeners: vec![Listener {
                 address: SocketAddr::from(([127, 0, 0, 1], 9880)),
+                principals: None,
+                allow: Vec::new(),
             }],
             admin: Admin {
                 address: SocketAddr::from(([127, 0, 0, 1], 9881)),
@@ -304,11 +390,15 @@ impl Default for Config {
                 idle: Duration::from_secs(75),
             },
             memory: Memory { limit: None },
+            principals: Vec::new(),
             routes: vec![Route {
                 pattern: PathPattern::Prefix("/".into()),
                 table_index: 0,
                 envelope: Envelope::FluentBit,
                 default_tag: "http.0".into(),
+                principals: None,
+                allow: Vec::new(),
+                rate: None,
             }],
             tables: vec![Table {
                 database: "Telemetry".into(),

@@ -23,6 +23,7 @@ use tokio_uring::net::TcpStream;
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
 use crate::accept::Place;
+use crate::admission::{self, Admitted};
 use crate::config::Route;
 use crate::deadline::{Cut, Pace};
 use crate::encoder::{NotEncoded, Request};
@@ -223,8 +224,8 @@ impl Connection {
         head: &Head,
     ) -> Result<u64, (Unserved, Option<usize>)> {
         let core = self.core.clone();
-        let route = match admit(&core, inbox, head) {
-            Ok(route) => route,
+        let (route, admitted) = match admit(&core, &self.place, inbox, head) {
+            Ok(admitted) => admitted,
             Err(reject) => {
                 // Decided from the head alone; a small body that is sure to come is dropped to stay in sync.
                 inbox.begin += head.size;
@@ -264,6 +265,9 @@ impl Connection {
         }
         let request = &mut inbox.slab.bytes()[begin..body_end];
         let (head_bytes, body) = request.split_at_mut(head.size);
+        if let Err(reject) = core.admission.admit_body(&admitted, head_bytes, body) {
+            return Err((reject.into(), Some(0)));
+        }
         let request = Request {
             route,
             path: &head_bytes[head.path.clone()],
@@ -451,7 +455,12 @@ impl Connection {
 }
 
 /// Decides from the head alone whether the body is wanted; its route.
-fn admit<'a>(core: &'a Core, inbox: &mut Inbox, head: &Head) -> Result<&'a Route, Reject> {
+fn admit<'a>(
+    core: &'a Core,
+    place: &Place,
+    inbox: &mut Inbox,
+    head: &Head,
+) -> Result<(&'a Route, Admitted), Reject> {
     match head.method {
         Method::Store => {}
         Method::Unknown => return Err(Reject::MethodUnknown),
@@ -460,8 +469,21 @@ fn admit<'a>(core: &'a Core, inbox: &mut Inbox, head: &Head) -> Result<&'a Route
             return Err(Reject::Method { head });
         }
     }
-    let path = &inbox.pending_bytes()[head.path.clone()];
-    let route = core.routes.find(path).ok_or(Reject::Route)?;
+    let head_bytes = &inbox.pending_bytes()[..head.size];
+    let found = core.routes.find(&head_bytes[head.path.clone()]);
+    let admitted = core.admission.admit(&admission::Request {
+        listener_index: place.listener_index,
+        route_index: found.map(|(index, _)| index),
+        peer: place.peer,
+        head: head_bytes,
+        size: match head.framing {
+            Framing::Length(length) => Some(length),
+            Framing::Chunked => None,
+        },
+    })?;
+    let (Some((_, route)), Some(admitted)) = (found, admitted) else {
+        return Err(Reject::Route);
+    };
     if head.expectation == Expectation::Unknown {
         return Err(Reject::Expectation);
     }
@@ -477,7 +499,7 @@ fn admit<'a>(core: &'a Core, inbox: &mut Inbox, head: &Head) -> Result<&'a Route
     {
         return Err(Reject::BodySize);
     }
-    Ok(route)
+    Ok((route, admitted))
 }
 
 /// The size of a body that is not wanted, where it is worth reading to its end.

@@ -11,11 +11,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::admission::Challenges;
 use crate::config::{ConfigErrors, Size};
 use crate::limits::{
     HEAD_SIZE_MAX, HEADER_COUNT_MAX, KIB, REQUEST_LINE_SIZE_MAX, TRAILER_SIZE_MAX,
 };
 use crate::records::json::JsonError;
+use crate::secret::SecretError;
 
 /// Why the process can't start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +88,12 @@ pub enum Fatal {
     )]
     RingRefused { source: io::Error },
 
+    #[error("the credential of the principal {principal} cannot be read: {source}")]
+    Secret {
+        principal: String,
+        source: SecretError,
+    },
+
     #[error("a reactor panicked, its message is above; this is a bug in weir")]
     ReactorPanicked,
 
@@ -116,7 +124,7 @@ impl Fatal {
     /// (clap exits with 2 as well when the arguments are wrong.)
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::ConfigUnreadable { .. } => 2,
+            Self::Config(_) | Self::ConfigUnreadable { .. } | Self::Secret { .. } => 2,
             _ => 1,
         }
     }
@@ -177,6 +185,12 @@ pub enum Reject {
     ContentCoding,
     /// A media type that is not JSON's or NDJSON's.
     ContentType,
+    /// No credential, or none that is known; names what would do.
+    Unauthenticated(Challenges),
+    /// A credential or an address that is not let in here.
+    Forbidden,
+    /// More than a rate allows.
+    RateLimited { retry_after_seconds: u32 },
     /// The body is not what RFC 8259 calls JSON text, or a sequence of such.
     Json(JsonError),
 }
@@ -196,7 +210,7 @@ pub struct RejectAnswer {
 
 impl Reject {
     /// Every code, in the order of the metric's labels.
-    pub const CODES: [&'static str; 29] = [
+    pub const CODES: [&'static str; 32] = [
         "bad_head",
         "bad_target",
         "bad_host",
@@ -219,6 +233,9 @@ impl Reject {
         "transfer_coding_unsupported",
         "content_coding_unsupported",
         "content_type_unsupported",
+        "unauthenticated",
+        "forbidden",
+        "rate_limited",
         "json_syntax",
         "json_depth",
         "json_utf8",
@@ -314,6 +331,17 @@ impl Reject {
                 "content_type_unsupported",
                 "send JSON or NDJSON, with its Content-Type or without any",
             ),
+            Reject::Unauthenticated(_) => keep(
+                401,
+                "unauthenticated",
+                "a credential is needed, and none that is known was shown",
+            ),
+            Reject::Forbidden => keep(403, "forbidden", "this is not allowed from here"),
+            Reject::RateLimited { .. } => keep(
+                429,
+                "rate_limited",
+                "more than the rate allows: send it again after Retry-After",
+            ),
             Reject::Json(error) => keep(400, error.code, error.detail),
         }
     }
@@ -363,6 +391,15 @@ impl Reject {
             Reject::TransferCoding,
             Reject::ContentCoding,
             Reject::ContentType,
+            Reject::Unauthenticated(Challenges {
+                bearer: true,
+                basic: true,
+                hmac: true,
+            }),
+            Reject::Forbidden,
+            Reject::RateLimited {
+                retry_after_seconds: u32::MAX,
+            },
         ];
         samples.extend(Self::CODES[samples.len()..].iter().copied().map(json));
         samples

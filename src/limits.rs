@@ -142,6 +142,30 @@ pub const ENTITY_NAME_SIZE_MAX: usize = 1024;
 /// A name in a directory, in bytes (`NAME_MAX` of Linux).
 pub const FILE_NAME_SIZE_MAX: usize = 255;
 
+// --- who may send -----------------------------------------------------------------------------
+
+/// The longest secret, in bytes: a file that is longer is not one.
+pub const SECRET_SIZE_MAX: usize = 64 * KIB;
+
+/// Principals in one configuration.
+/// A token is compared with those of all of them, so that the time says nothing.
+pub const PRINCIPAL_COUNT_MAX: usize = 256;
+
+/// Secrets of one principal: the one in use, and those it is rotated from and to.
+pub const SECRET_COUNT_MAX: usize = 8;
+
+/// User and password of Basic with the colon between them, in bytes: whole groups of base64.
+pub const BASIC_SIZE_MAX: usize = 768;
+
+/// Networks in one list: it is searched one by one.
+pub const NETWORK_COUNT_MAX: usize = 256;
+
+/// The name of the header field that a signature is in.
+pub const HEADER_NAME_SIZE_MAX: usize = 256;
+
+/// Requests or bytes a second: a billion is a nanosecond each.
+pub const RATE_MAX: u64 = 1_000_000_000_000;
+
 // --- rows -------------------------------------------------------------------------------------
 
 /// The upper bound of `limits.record`: a record must fit the largest slab there can be.

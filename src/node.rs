@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::accept;
 use crate::admin::Admin;
+use crate::admission::Admission;
 use crate::budget::Budget;
 use crate::budget::machine::Machine;
 use crate::config::Config;
@@ -69,6 +70,7 @@ impl Node {
     /// Starts a node. `floor_receive` is for measurements only: see [`Reactor::floor_receive`].
     pub fn start(config: Config, floor_receive: bool) -> Result<Node, Fatal> {
         Budget::new(&config).verify(&config, &Machine::read())?;
+        let admission = Arc::new(Admission::load(&config)?);
         raise_descriptor_limit();
         let core_count = config.cores;
         let config = Arc::new(config);
@@ -132,6 +134,7 @@ impl Node {
                 index,
                 cpu: (core_count <= cpus.len()).then(|| cpus[index]),
                 config: config.clone(),
+                admission: admission.clone(),
                 listeners,
                 handover,
                 metrics: metrics.cores[index].clone(),

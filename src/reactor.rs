@@ -15,6 +15,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::sync::watch;
 
 use crate::accept::{self, Connections};
+use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::config::{Config, Registered};
 use crate::encoder::Encoder;
@@ -35,6 +36,9 @@ pub struct Reactor {
     /// The CPU to be pinned to; none where there are fewer CPUs than cores.
     pub cpu: Option<usize>,
     pub config: Arc<Config>,
+    /// Of all cores, so that a rate is the node's.
+    pub admission: Arc<Admission>,
+    /// In the order of the configuration.
     pub listeners: Vec<TcpListener>,
     pub handover: Arc<Handover>,
     pub metrics: Arc<CoreMetrics>,
@@ -75,6 +79,7 @@ pub struct Core {
     pub encoder: Encoder,
     pub upload_buffers: UploadBuffers,
     pub routes: Routes,
+    pub admission: Arc<Admission>,
     pub connections: Connections,
     pub metrics: Arc<CoreMetrics>,
     pub floor_receive: bool,
@@ -183,7 +188,7 @@ impl Reactor {
         let started_at = Instant::now();
         core.publish_gauges(started_at);
         let mut listeners = Vec::new();
-        for listener in self.listeners {
+        for (listener_index, listener) in self.listeners.into_iter().enumerate() {
             match listener.try_clone() {
                 Ok(same) => listeners.push(socket2::Socket::from(same)),
                 Err(source) => {
@@ -195,7 +200,7 @@ impl Reactor {
                 }
             }
             let listener = tokio_uring::net::TcpListener::from_std(listener);
-            tokio_uring::spawn(accept::accept(core.clone(), listener));
+            tokio_uring::spawn(accept::accept(core.clone(), listener, listener_index));
         }
         tokio_uring::spawn(tick(core.clone(), started_at));
         tokio_uring::spawn(accept::sweep_deadlines(core.clone()));
@@ -263,6 +268,7 @@ impl Reactor {
             slabs,
             upload_buffers,
             routes: Routes::new(config),
+            admission: self.admission.clone(),
             connections: Connections::new(config),
             metrics: self.metrics.clone(),
             floor_receive: self.floor_receive,

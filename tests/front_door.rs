@@ -1002,3 +1002,211 @@ fn an_address_has_so_many_connections_and_no_more() {
     assert_eq!(weir.connect().post("/x", GOOD).status, 201);
     assert_eq!(weir.outcomes(), [3, 0, 0, 0]);
 }
+
+/// The hexadecimal HMAC-SHA-256 of `body`, by the library that weir uses; the example of GitHub's documentation holds
+/// it elsewhere.
+fn signature(secret: &str, body: &[u8]) -> String {
+    use hmac::{Hmac, KeyInit, Mac};
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap();
+    mac.update(body);
+    let bytes = mac.finalize().into_bytes();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Principals with the secrets `canary-…`, which must never be seen.
+fn guarded() -> (Weir, tempfile::TempDir) {
+    let secrets = tempfile::tempdir().unwrap();
+    for name in ["old", "new", "hub"] {
+        std::fs::write(secrets.path().join(name), format!("canary-{name}\n")).unwrap();
+    }
+    let file = |name: &str| format!("{{ file = {:?} }}", secrets.path().join(name));
+    let config = format!(
+        "[[principal]]\nname = \"shop\"\nbearer = [{old}, {new}]\n\
+         [[principal]]\nname = \"user\"\nbasic = {{ user = \"u\", passwords = [{new}] }}\n\
+         [[principal]]\nname = \"hub\"\nhmac = {{ secrets = [{old}, {hub}] }}\n\
+         [[route]]\npath = \"/shop\"\nprincipals = [\"shop\", \"user\"]\n\
+         [[route]]\npath = \"/hub\"\nprincipals = [\"hub\"]\n\
+         [[route]]\npath = \"/far\"\nallow = [\"10.0.0.0/8\"]\n\
+         [[route]]\npath = \"/slow\"\nrate = {{ bytes = 1, burst = \"1ms\" }}\n\
+         [[route]]\npath = \"/x\"\n",
+        old = file("old"),
+        new = file("new"),
+        hub = file("hub"),
+    );
+    (Weir::start(&config), secrets)
+}
+
+fn post_to(path: &str, fields: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let head =
+        format!("POST {path} HTTP/1.1\r\nHost: a\r\n{fields}Content-Length: {length}\r\n\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+#[test]
+fn who_may_send_is_decided_from_the_head_and_the_signature_before_anything_is_stored() {
+    let (weir, _secrets) = guarded();
+    let bad = BAD.as_bytes();
+    let mut noise = noise();
+    let (mut accepted, mut rejected) = (0, 0);
+    for (path, fields, body, status) in [
+        (
+            "/shop",
+            "Authorization: Bearer canary-old\r\n".into(),
+            GOOD,
+            201,
+        ),
+        (
+            "/shop",
+            "authorization: bearer canary-new\r\n".into(),
+            GOOD,
+            201,
+        ),
+        (
+            "/shop",
+            "Authorization: Basic dTpjYW5hcnktbmV3\r\n".into(),
+            GOOD,
+            201,
+        ),
+        ("/shop", String::new(), bad, 401),
+        (
+            "/shop",
+            "Authorization: Bearer canary-hub\r\n".into(),
+            bad,
+            401,
+        ),
+        ("/shop", "Authorization: Bearer \r\n".into(), bad, 401),
+        ("/shop", "Authorization: canary-old\r\n".into(), bad, 401),
+        (
+            "/shop",
+            "Authorization: Basic dTpjYW5hcnktb2xk\r\n".into(),
+            bad,
+            401,
+        ),
+        (
+            "/hub",
+            format!(
+                "X-Hub-Signature-256: sha256={}\r\n",
+                signature("canary-hub", GOOD)
+            ),
+            GOOD,
+            201,
+        ),
+        (
+            "/hub",
+            format!(
+                "x-hub-signature-256: sha256={}\r\n",
+                signature("canary-old", GOOD)
+            ),
+            GOOD,
+            201,
+        ),
+        (
+            "/hub",
+            format!(
+                "X-Hub-Signature-256: sha256={}\r\n",
+                signature("canary-hub", GOOD)
+            ),
+            bad,
+            401,
+        ),
+        (
+            "/hub",
+            format!(
+                "X-Hub-Signature-256: sha256={}\r\n",
+                signature("canary-new", bad)
+            ),
+            bad,
+            401,
+        ),
+        (
+            "/hub",
+            format!("X-Hub-Signature-256: sha256={}\r\n", "0".repeat(63)),
+            bad,
+            401,
+        ),
+        ("/hub", String::new(), bad, 401),
+        (
+            "/hub",
+            "Authorization: Bearer canary-old\r\n".into(),
+            bad,
+            403,
+        ),
+        ("/far", String::new(), bad, 403),
+    ] {
+        let wire = [post_to(path, &fields, body), request("/x", GOOD)].concat();
+        for cuts in cuttings(wire.len(), &mut noise) {
+            let mut client = weir.connect();
+            let replies = exchange(&mut client, &wire, &cuts, |client| {
+                [client.reply(), client.reply()]
+            });
+            assert_eq!(
+                replies.each_ref().map(|reply| reply.status),
+                [status, 201],
+                "{path} {fields}"
+            );
+            let head = &replies[0].head;
+            assert_eq!(head.contains("WWW-Authenticate: "), status == 401, "{head}");
+            if status == 401 {
+                assert_eq!(head.contains("Bearer realm"), path == "/shop");
+                assert_eq!(head.contains("Hmac realm"), path == "/hub");
+            }
+            assert!(client.try_reply().is_none());
+            accepted += 1 + u64::from(status == 201);
+            rejected += u64::from(status != 201);
+        }
+    }
+    // The signature is of the body, however that is framed.
+    let mut client = weir.connect();
+    let chunked = "a\r\n{\"good\":1}\r\n0\r\n\r\n";
+    let sum = signature("canary-hub", GOOD);
+    let fields = format!("X-Hub-Signature-256: sha256={sum}\r\nTransfer-Encoding: chunked\r\n");
+    client.send(format!("POST /hub HTTP/1.1\r\nHost: a\r\n{fields}\r\n{chunked}").as_bytes());
+    assert_eq!(client.reply().status, 201);
+    // Whoever waits for 100 Continue sends no body in vain.
+    client.send(
+        b"POST /shop HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n",
+    );
+    let reply = client.reply();
+    assert_eq!((reply.status, reply.closes()), (401, true));
+    client.expect_end();
+    assert_eq!(weir.outcomes(), [accepted + 1, rejected + 1, 0, 0]);
+    let stopped = weir.stop();
+    let stored = records(&stopped.rows("Telemetry", "Events"));
+    assert_eq!(stored.len() as u64, accepted + 1);
+    assert!(stored.iter().all(|record| record.as_bytes() == GOOD));
+    assert!(!stopped.stderr.contains("canary"), "{}", stopped.stderr);
+}
+
+#[test]
+fn more_than_the_rate_is_told_when_to_come_again() {
+    let (weir, _secrets) = guarded();
+    let mut client = weir.connect();
+    // More than the burst is taken once, and then takes a quarter of an hour to be made good.
+    let large = [GOOD; 100].concat();
+    assert_eq!(client.post("/slow", &large).status, 201);
+    let reply = client.post("/slow", BAD.as_bytes());
+    assert_eq!((reply.status, reply.closes()), (429, false));
+    assert_eq!(reply.json()["code"], "rate_limited");
+    let (_, after) = reply.head.split_once("Retry-After: ").unwrap();
+    let seconds: u32 = after.lines().next().unwrap().parse().unwrap();
+    assert!((100..=1000).contains(&seconds), "{reply:?}");
+    assert_eq!(client.post("/x", GOOD).status, 201);
+    assert_eq!(weir.outcomes(), [2, 1, 0, 0]);
+}
+
+#[test]
+fn a_secret_that_cannot_be_read_is_named_before_anything_starts() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = format!(
+        "{}[[principal]]\nname = \"shop\"\nbearer = [{{ env = \"WEIR_TEST_NO_SUCH_VARIABLE\" }}]\n",
+        support::base_config(support::free_address())
+    );
+    let (code, stderr) = support::run_to_its_end(directory.path(), &config);
+    assert_eq!(code, Some(2), "{stderr}");
+    let line = stderr.lines().last().unwrap();
+    assert!(
+        line.contains("principal shop") && line.contains("WEIR_TEST_NO_SUCH_VARIABLE"),
+        "{line}"
+    );
+}

@@ -36,6 +36,7 @@ pub(super) struct RawConfig {
     pub limits: TableOf<RawLimits>,
     pub deadlines: TableOf<RawDeadlines>,
     pub memory: TableOf<RawMemory>,
+    pub principal: Key<Vec<Spanned<TableOf<RawPrincipal>>>>,
     pub route: Key<Vec<Spanned<TableOf<RawRoute>>>>,
 }
 
@@ -43,6 +44,8 @@ pub(super) struct RawConfig {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawListener {
     pub address: Key<String>,
+    pub principals: Key<Vec<Spanned<String>>>,
+    pub allow: Key<Vec<Spanned<String>>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -135,6 +138,81 @@ pub(super) struct RawRoute {
     pub table: Key<String>,
     pub envelope: Key<String>,
     pub default_tag: Key<String>,
+    pub principals: Key<Vec<Spanned<String>>>,
+    pub allow: Key<Vec<Spanned<String>>>,
+    pub rate: Key<TableOf<RawRate>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawPrincipal {
+    pub name: Key<String>,
+    pub bearer: Key<Vec<Spanned<RawSecret>>>,
+    pub basic: Key<TableOf<RawBasic>>,
+    pub hmac: Key<TableOf<RawHmac>>,
+    pub rate: Key<TableOf<RawRate>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawBasic {
+    pub user: Key<String>,
+    pub passwords: Key<Vec<Spanned<RawSecret>>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawHmac {
+    pub secrets: Key<Vec<Spanned<RawSecret>>>,
+    pub header: Key<String>,
+    pub prefix: Key<String>,
+    pub encoding: Key<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRate {
+    pub requests: Key<i64>,
+    pub bytes: Key<RawSize>,
+    pub burst: Key<RawDuration>,
+}
+
+/// Where a secret is. A secret itself in its place is refused with a message of its own: that of serde would show it.
+pub(super) struct RawSecret(pub SecretTable);
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SecretTable {
+    pub env: Key<String>,
+    pub file: Key<String>,
+    pub sha256: Key<String>,
+}
+
+impl<'de> Deserialize<'de> for RawSecret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SecretVisitor;
+
+        impl<'de> Visitor<'de> for SecretVisitor {
+            type Value = RawSecret;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table with `env` or `file`")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                SecretTable::deserialize(MapAccessDeserializer::new(map)).map(RawSecret)
+            }
+
+            fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Self::Value, E> {
+                Err(E::custom(
+                    "a secret does not belong into this file; say where it is, \
+                     { env = \"NAME\" } or { file = \"path\" }, and consider this one known",
+                ))
+            }
+        }
+
+        deserializer.deserialize_any(SecretVisitor)
+    }
 }
 
 #[derive(Deserialize)]

@@ -19,7 +19,8 @@ use super::raw::{
 };
 use super::{
     Admin, Batch, Compression, Config, Deadlines, Destination, Envelope, Limits, Listener, Memory,
-    PathPattern, Registered, Response, Route, Size, SlabClass, Slabs, SuccessStatus, Table, Upload,
+    PathPattern, Principal, Registered, Response, Route, Size, SlabClass, Slabs, SuccessStatus,
+    Table, Upload,
 };
 use crate::limits::{
     COMPRESSION_LEVEL_MAX, COMPRESSION_LEVEL_MIN, CONNECTION_COUNT_MAX, CORE_COUNT_MAX,
@@ -42,7 +43,7 @@ pub(super) fn validate(raw: RawConfig, base_dir: &Path) -> Result<Config, Vec<Pl
 
 /// The errors so far. Each method checks one part and notes what is wrong with it.
 #[derive(Default)]
-struct Check {
+pub(super) struct Check {
     errors: Vec<Placed>,
 }
 
@@ -51,8 +52,9 @@ impl Check {
         let default = Config::default();
         let destination = self.destination(raw.destination.0, default.destination, base_dir);
         let is_directory = matches!(destination, Destination::Directory { .. });
+        let principals = self.principals(raw.principal, base_dir);
         let (routes, tables) = match raw.route {
-            Some(routes) => self.routes(routes, is_directory),
+            Some(routes) => self.routes(routes, is_directory, &principals),
             None => (default.routes, default.tables),
         };
         let slabs = Slabs {
@@ -80,7 +82,7 @@ impl Check {
         Config {
             cores: self.cores(raw.cores, default.cores),
             listeners: match raw.listener {
-                Some(listeners) => self.listeners(listeners, default.listeners),
+                Some(listeners) => self.listeners(listeners, default.listeners, &principals),
                 None => default.listeners,
             },
             admin: Admin {
@@ -130,12 +132,13 @@ impl Check {
                     .limit
                     .map(|limit| self.size(&limit, MEMORY_LIMIT_MIN..=u64::MAX)),
             },
+            principals,
             routes,
             tables,
         }
     }
 
-    fn error(&mut self, span: Range<usize>, message: impl Into<String>) {
+    pub(super) fn error(&mut self, span: Range<usize>, message: impl Into<String>) {
         self.errors.push(Placed {
             span,
             message: message.into(),
@@ -144,7 +147,12 @@ impl Check {
 
     // --- single values ------------------------------------------------------------------------
 
-    fn integer(&mut self, key: Key<i64>, default: usize, bounds: RangeInclusive<usize>) -> usize {
+    pub(super) fn integer(
+        &mut self,
+        key: Key<i64>,
+        default: usize,
+        bounds: RangeInclusive<usize>,
+    ) -> usize {
         let Some(value) = key else { return default };
         match usize::try_from(*value.get_ref()) {
             Ok(integer) if bounds.contains(&integer) => integer,
@@ -162,7 +170,7 @@ impl Check {
         }
     }
 
-    fn size(&mut self, value: &Spanned<RawSize>, bounds: RangeInclusive<u64>) -> u64 {
+    pub(super) fn size(&mut self, value: &Spanned<RawSize>, bounds: RangeInclusive<u64>) -> u64 {
         let read = match value.get_ref() {
             RawSize::Bytes(bytes) => u64::try_from(*bytes)
                 .map_err(|_| format!("{bytes} bytes is not a size; use a positive number")),
@@ -187,7 +195,7 @@ impl Check {
         })
     }
 
-    fn duration(&mut self, key: Key<RawDuration>, default: Duration) -> Duration {
+    pub(super) fn duration(&mut self, key: Key<RawDuration>, default: Duration) -> Duration {
         let Some(value) = key else { return default };
         let RawDuration::Text(text) = value.get_ref();
         let message = match humantime::parse_duration(text) {
@@ -220,7 +228,12 @@ impl Check {
         }
     }
 
-    fn choice<T: Copy>(&mut self, key: Key<String>, choices: &[(&str, T)], default: T) -> T {
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        key: Key<String>,
+        choices: &[(&str, T)],
+        default: T,
+    ) -> T {
         let Some(value) = key else { return default };
         let text = value.get_ref();
         if let Some((_, choice)) = choices.iter().find(|(name, _)| name == text) {
@@ -295,6 +308,7 @@ impl Check {
         &mut self,
         raw: Spanned<Vec<TableOf<RawListener>>>,
         default: Vec<Listener>,
+        principals: &[Principal],
     ) -> Vec<Listener> {
         let span = raw.span();
         let raw = raw.into_inner();
@@ -321,7 +335,11 @@ impl Check {
                     format!("{address} is listened on already; remove one of the two listeners");
                 self.error(address_span, message);
             }
-            listeners.push(Listener { address });
+            listeners.push(Listener {
+                address,
+                principals: self.allowed_principals(listener.principals, principals),
+                allow: self.networks(listener.allow),
+            });
         }
         listeners
     }
@@ -465,6 +483,7 @@ impl Check {
         &mut self,
         raw: Spanned<Vec<Spanned<TableOf<RawRoute>>>>,
         is_directory: bool,
+        principals: &[Principal],
     ) -> (Vec<Route>, Vec<Table>) {
         let span = raw.span();
         let raw = raw.into_inner();
@@ -519,6 +538,9 @@ impl Check {
                     route_default.envelope,
                 ),
                 default_tag: self.tag(route.default_tag, &route_default.default_tag),
+                principals: self.allowed_principals(route.principals, principals),
+                allow: self.networks(route.allow),
+                rate: self.rate(route.rate),
             });
         }
         (routes, tables)

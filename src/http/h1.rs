@@ -140,8 +140,9 @@ impl Seen {
     }
 }
 
+const TWICE: Reject = Reject::Head("a field that may be there once is there twice");
+
 fn head(request: &httparse::Request<'_, '_>, bytes: &[u8], size: usize) -> Result<Head, Reject> {
-    const TWICE: Reject = Reject::Head("a field that may be there once is there twice");
     let (Some(method), Some(target_text), Some(minor)) =
         (request.method, request.path, request.version)
     else {
@@ -267,6 +268,24 @@ fn head(request: &httparse::Request<'_, '_>, bytes: &[u8], size: usize) -> Resul
         content_encoded,
         json,
     })
+}
+
+/// The value of a field of a head that [`parse`] has taken, without white space around it; more than one is refused.
+/// A second look at the bytes, for the few requests whose route asks for it.
+pub fn field<'a>(head: &'a [u8], name: &str) -> Result<Option<&'a [u8]>, Reject> {
+    let mut found = None;
+    for line in head.split(|byte| *byte == b'\n').skip(1) {
+        let Some((line_name, rest)) = line.split_at_checked(name.len()) else {
+            continue;
+        };
+        if let [b':', value @ ..] = rest
+            && line_name.eq_ignore_ascii_case(name.as_bytes())
+            && found.replace(value.trim_ascii()).is_some()
+        {
+            return Err(TWICE);
+        }
+    }
+    Ok(found)
 }
 
 /// RFC 9110 §8.6: one or more digits, nothing else; no list, no sign, no spaces within.
@@ -444,6 +463,20 @@ mod tests {
         ] {
             assert!(parse(text.as_bytes()).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_field_is_found_by_its_whole_name_and_only_once() {
+        let head = b"POST /x:y HTTP/1.1\r\nHost: a\r\nX-A:  b c \t\r\nX-AB: d\r\nX-E:\r\n\r\n";
+        assert_eq!(field(head, "x-a"), Ok(Some(&b"b c"[..])));
+        assert_eq!(field(head, "X-AB"), Ok(Some(&b"d"[..])));
+        assert_eq!(field(head, "x-e"), Ok(Some(&b""[..])));
+        assert_eq!(field(head, "X"), Ok(None));
+        assert_eq!(field(head, "POST /x"), Ok(None));
+        assert_eq!(
+            field(b"POST / HTTP/1.1\r\nA: b\r\na: b\r\n\r\n", "A"),
+            Err(TWICE)
+        );
     }
 
     #[test]

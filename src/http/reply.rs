@@ -75,7 +75,7 @@ impl Replies {
         } else {
             Some(&body[..body_size])
         };
-        self.reply(status, "", content, date, persistence);
+        self.reply(status, b"", content, date, persistence);
     }
 
     /// `{"code","detail"}`, with `offset` and `line` where the body was the fault.
@@ -89,17 +89,11 @@ impl Replies {
             }
             writeln!(body, "\"detail\":\"{}\"}}", answer.detail)
         });
-        let field = match answer.status {
-            // RFC 9110 §15.5.6.
-            405 => "Allow: POST, PUT\r\n",
-            // RFC 9110 §15.5.16: which of the two was not supported.
-            415 if matches!(reject, Reject::ContentCoding) => "Accept-Encoding: identity\r\n",
-            415 => "Accept: application/json, application/x-ndjson\r\n",
-            _ => "",
-        };
+        let mut fields = [0; 128];
+        let fields_size = written(&mut fields, |fields| reject_fields(reject, fields));
         self.reply(
             answer.status,
-            field,
+            &fields[..fields_size],
             Some(&body[..body_size]),
             date,
             persistence,
@@ -113,7 +107,7 @@ impl Replies {
     /// 503: no memory to take the request now; it can be sent again.
     pub fn refused(&mut self, date: &HttpDate, persistence: Persistence) {
         let body = b"{\"code\":\"busy\",\"detail\":\"no free buffer within limits.wait: send it again\"}\n";
-        self.reply(503, "Retry-After: 1\r\n", Some(body), date, persistence);
+        self.reply(503, b"Retry-After: 1\r\n", Some(body), date, persistence);
     }
 
     /// 429: the peer has too many connections; this one takes no request.
@@ -121,7 +115,7 @@ impl Replies {
         let body = b"{\"code\":\"too_many_connections\",\"detail\":\"limits.connections_per_address are open: use those\"}\n";
         self.reply(
             429,
-            "Retry-After: 1\r\n",
+            b"Retry-After: 1\r\n",
             Some(body),
             date,
             Persistence::Close,
@@ -131,7 +125,7 @@ impl Replies {
     fn reply(
         &mut self,
         status: u16,
-        fields: &str,
+        fields: &[u8],
         content: Option<&[u8]>,
         date: &HttpDate,
         persistence: Persistence,
@@ -155,7 +149,7 @@ impl Replies {
         push(b"\r\nDate: ");
         push(date);
         push(b"\r\n");
-        push(fields.as_bytes());
+        push(fields);
         push(connection.as_bytes());
         if let Some(content) = content {
             let mut length = [0; 16];
@@ -179,6 +173,36 @@ impl Default for Replies {
     }
 }
 
+/// The fields that belong to an answer.
+fn reject_fields(reject: &Reject, fields: &mut &mut [u8]) -> std::io::Result<()> {
+    match reject {
+        // RFC 9110 §15.5.6.
+        Reject::Method { .. } => fields.write_all(b"Allow: POST, PUT\r\n"),
+        // RFC 9110 §15.5.16.
+        Reject::ContentCoding => fields.write_all(b"Accept-Encoding: identity\r\n"),
+        Reject::ContentType => {
+            fields.write_all(b"Accept: application/json, application/x-ndjson\r\n")
+        }
+        // RFC 9110 §15.5.2: at least one challenge. There is no registered scheme for a signature in a field of its own.
+        Reject::Unauthenticated(challenges) => {
+            for (scheme, is_wanted) in [
+                ("Bearer", challenges.bearer),
+                ("Basic", challenges.basic),
+                ("Hmac", challenges.hmac),
+            ] {
+                if is_wanted {
+                    write!(fields, "WWW-Authenticate: {scheme} realm=\"weir\"\r\n")?;
+                }
+            }
+            Ok(())
+        }
+        Reject::RateLimited {
+            retry_after_seconds,
+        } => write!(fields, "Retry-After: {retry_after_seconds}\r\n"),
+        _ => Ok(()),
+    }
+}
+
 /// Runs `write` over the start of `buffer`; the bytes it wrote.
 fn written(buffer: &mut [u8], write: impl FnOnce(&mut &mut [u8]) -> std::io::Result<()>) -> usize {
     let size = buffer.len();
@@ -195,6 +219,8 @@ fn reason_phrase(status: u16) -> &'static str {
         201 => "Created",
         204 => "No Content",
         400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
