@@ -19,8 +19,8 @@ use tokio_uring::net::TcpStream;
 use crate::config::Config;
 use crate::connection;
 use crate::deadline::{Cut, Deadlines, Pace};
-use crate::error::Fatal;
-use crate::http::reply::Replies;
+use crate::error::{Fatal, Reject};
+use crate::http::reply::{Persistence, Replies};
 use crate::limits::LISTEN_BACKLOG;
 use crate::metrics::Count;
 use crate::reactor::Core;
@@ -92,7 +92,8 @@ struct Open {
 pub struct Place {
     core: Rc<Core>,
     index: usize,
-    network: IpAddr,
+    /// Where the connection is counted; a proxy's is not, until it says whose it is.
+    network: Option<IpAddr>,
     /// In the order of the configuration.
     pub listener_index: usize,
     pub peer: IpAddr,
@@ -178,6 +179,27 @@ impl Place {
         self.core.connections.deadlines.clear(self.index);
     }
 
+    /// Whether the connection begins with a PROXY header.
+    pub fn is_of_proxy(&self) -> bool {
+        is_proxy(&self.core, self.listener_index, self.peer)
+    }
+
+    /// Takes the address that a proxy names for the peer's; an error where that has too many connections.
+    pub fn set_source(&mut self, source: IpAddr) -> Result<(), Reject> {
+        assert!(self.network.is_none(), "a connection has one source");
+        let connections = &self.core.connections;
+        let source = source.to_canonical();
+        if !connections.enter(network(source)) {
+            self.core
+                .metrics
+                .update(|update| update.add(Count::ConnectionsRefused, 1));
+            return Err(Reject::ConnectionCount);
+        }
+        self.network = Some(network(source));
+        self.peer = source;
+        Ok(())
+    }
+
     /// Whether a deadline has passed: no more can be read than what had come by then.
     pub fn expired(&self) -> bool {
         let open = self.core.connections.open.borrow();
@@ -201,7 +223,9 @@ impl Drop for Place {
         let connections = &self.core.connections;
         connections.open.borrow_mut()[self.index] = None;
         connections.deadlines.clear(self.index);
-        connections.leave(self.network);
+        if let Some(network) = self.network {
+            connections.leave(network);
+        }
         connections.open_count.set(connections.open_count.get() - 1);
         connections.free.borrow_mut().push(self.index);
         connections.queue.wake_one();
@@ -234,8 +258,9 @@ pub async fn accept(
         }
         match accepted {
             Ok((stream, peer)) => {
-                let network = network(peer.ip());
-                if !connections.enter(network) {
+                let peer = peer.ip().to_canonical();
+                let network = (!is_proxy(&core, listener_index, peer)).then(|| network(peer));
+                if network.is_some_and(|network| !connections.enter(network)) {
                     connections.free.borrow_mut().push(index);
                     core.metrics
                         .update(|update| update.add(Count::ConnectionsRefused, 1));
@@ -254,7 +279,7 @@ pub async fn accept(
                     index,
                     network,
                     listener_index,
-                    peer: peer.ip(),
+                    peer,
                 };
                 let open_count = connections.open_count() as u64;
                 core.metrics.update(|update| {
@@ -274,10 +299,16 @@ pub async fn accept(
     }
 }
 
+fn is_proxy(core: &Core, listener_index: usize, peer: IpAddr) -> bool {
+    let proxies = &core.config.listeners[listener_index].proxies;
+    proxies.iter().any(|network| network.contains(&peer))
+}
+
 /// Says why, to who has too many connections already. The socket is new, so its buffer takes that at once.
 async fn turn_away(core: &Core, stream: TcpStream) {
     let mut replies = Replies::new();
-    replies.turned_away(&core.clock.date());
+    let date = core.clock.date();
+    replies.rejected(&Reject::ConnectionCount, &date, Persistence::Close);
     let _ = stream.write_all(replies.take()).await;
     let _ = stream.shutdown(Shutdown::Write);
 }

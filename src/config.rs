@@ -69,6 +69,8 @@ pub struct Listener {
     pub principals: Option<Vec<usize>>,
     /// Where from; empty for anywhere.
     pub allow: Vec<IpNet>,
+    /// Whose connections begin with a PROXY header.
+    pub proxies: Vec<IpNet>,
 }
 
 /// Where metrics and health are served.
@@ -338,6 +340,7 @@ impl Default for Config {
                 address: SocketAddr::from(([127, 0, 0, 1], 9880)),
                 principals: None,
                 allow: Vec::new(),
+                proxies: Vec::new(),
             }],
             admin: Admin {
                 address: SocketAddr::from(([127, 0, 0, 1], 9881)),

@@ -30,6 +30,7 @@ use crate::encoder::{NotEncoded, Request};
 use crate::error::Reject;
 use crate::http::chunked::Chunked;
 use crate::http::h1::{self, Expectation, Framing, Head, Method};
+use crate::http::proxy;
 use crate::http::reply::{Persistence, Replies};
 use crate::limits::{HEAD_SIZE_MAX, LINGER_SIZE_MAX, LINGER_TIME, UNREAD_SIZE_MAX};
 use crate::metrics::Count;
@@ -99,6 +100,7 @@ pub async fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) {
 impl Connection {
     /// Serves requests until the peer is gone (an error) or the last answer is written.
     async fn run(&mut self) -> Result<(), Gone> {
+        let mut expects_proxy_header = self.place.is_of_proxy();
         loop {
             self.suspend().await?;
             let Some(slab) = self.core.slabs.acquire(0, self.core.wait_deadline()).await else {
@@ -110,6 +112,17 @@ impl Connection {
                 begin: 0,
                 received: 0,
             };
+            if std::mem::take(&mut expects_proxy_header) {
+                match self.receive_proxy_header(&mut inbox).await {
+                    Ok(true) if inbox.pending() > 0 => {}
+                    Ok(true) => continue,
+                    Ok(false) => return Err(Gone),
+                    Err(unserved) => {
+                        self.answer_unserved(unserved, false)?;
+                        return self.flush().await;
+                    }
+                }
+            }
             loop {
                 match self.request(&mut inbox).await? {
                     Next::Request => {}
@@ -189,6 +202,27 @@ impl Connection {
                     (Next::Request, Some(size)) => inbox.drop_unread(size),
                     (next, _) => next,
                 })
+            }
+        }
+    }
+
+    /// Reads the PROXY header that a connection of a proxy begins with; `false` where it ended before its first byte,
+    /// as the probes of proxies do.
+    async fn receive_proxy_header(&mut self, inbox: &mut Inbox) -> Result<bool, Unserved> {
+        let mut pace = self.core.connections.deadlines.head();
+        loop {
+            if self.fill(inbox, &mut pace).await? == 0 {
+                return match inbox.pending() {
+                    0 => Ok(false),
+                    _ => Err(Reject::BodyTruncated.into()),
+                };
+            }
+            if let Some(header) = proxy::parse(inbox.pending_bytes())? {
+                inbox.begin = header.size;
+                if let Some(source) = header.source {
+                    self.place.set_source(source)?;
+                }
+                return Ok(true);
             }
         }
     }

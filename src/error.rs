@@ -14,7 +14,8 @@ use std::path::PathBuf;
 use crate::admission::Challenges;
 use crate::config::{ConfigErrors, Size};
 use crate::limits::{
-    HEAD_SIZE_MAX, HEADER_COUNT_MAX, KIB, REQUEST_LINE_SIZE_MAX, TRAILER_SIZE_MAX,
+    HEAD_SIZE_MAX, HEADER_COUNT_MAX, KIB, PROXY_HEADER_SIZE_MAX, REQUEST_LINE_SIZE_MAX,
+    TRAILER_SIZE_MAX,
 };
 use crate::records::json::JsonError;
 use crate::secret::SecretError;
@@ -134,13 +135,18 @@ const _: () = assert!(
     HEAD_SIZE_MAX == 16 * KIB
         && HEADER_COUNT_MAX == 64
         && REQUEST_LINE_SIZE_MAX == 8 * KIB
-        && TRAILER_SIZE_MAX == 4 * KIB,
+        && TRAILER_SIZE_MAX == 4 * KIB
+        && PROXY_HEADER_SIZE_MAX == 4 * KIB,
     "the details of the rejects name these numbers"
 );
 
 /// What the peer got wrong. One table ([`Reject::answer`]) maps each to its answer; nothing of the request is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reject {
+    /// No PROXY header where one has to be, or one that cannot be read.
+    Proxy(&'static str),
+    /// The source that a PROXY header names has too many connections.
+    ConnectionCount,
     /// The request line or a header field cannot be read, or can be read in two ways.
     Head(&'static str),
     /// The request target is malformed, or would have to be normalised.
@@ -210,7 +216,9 @@ pub struct RejectAnswer {
 
 impl Reject {
     /// Every code, in the order of the metric's labels.
-    pub const CODES: [&'static str; 32] = [
+    pub const CODES: [&'static str; 34] = [
+        "bad_proxy_header",
+        "too_many_connections",
         "bad_head",
         "bad_target",
         "bad_host",
@@ -261,6 +269,12 @@ impl Reject {
             in_sync: true,
         };
         match *self {
+            Reject::Proxy(detail) => close(400, "bad_proxy_header", detail),
+            Reject::ConnectionCount => close(
+                429,
+                "too_many_connections",
+                "limits.connections_per_address are open: use those",
+            ),
             Reject::Head(detail) => close(400, "bad_head", detail),
             Reject::Target(detail) => close(400, "bad_target", detail),
             Reject::Host(detail) => close(400, "bad_host", detail),
@@ -369,6 +383,8 @@ impl Reject {
             })
         };
         let mut samples = vec![
+            Reject::Proxy("a proxy's connection begins with a PROXY header"),
+            Reject::ConnectionCount,
             Reject::Head("a field that may be there once is there twice"),
             Reject::Target("the request target has a byte that is not of a URI"),
             Reject::Host("the host is not a name or an address with an optional port"),
@@ -419,7 +435,7 @@ mod tests {
         }
     }
 
-    /// `docs/HTTP.md` has one line for each code, in the same order, and those that are no fault of a request.
+    /// `docs/HTTP.md` has one line for each code, in the same order, and `busy`.
     #[test]
     fn the_document_lists_every_code_with_its_status() {
         let document = include_str!("../docs/HTTP.md");
@@ -440,12 +456,7 @@ mod tests {
                 ]
             })
             .collect();
-        for [code, status, connection] in [
-            ["too_many_connections", "429", "closes"],
-            ["busy", "503", "keeps"],
-        ] {
-            expected.push([format!("| `{code}`"), status.into(), connection.into()]);
-        }
+        expected.push(["| `busy`".into(), "503".into(), "keeps".into()]);
         let listed: Vec<&[&str]> = lines.iter().map(|line| &line[..3]).collect();
         assert_eq!(listed, expected);
     }

@@ -91,6 +91,9 @@ pub const SLAB_SIZE_MAX: usize = GIB;
 
 // --- the request ------------------------------------------------------------------------------
 
+/// The header of the PROXY protocol, in bytes: the addresses take some 50, the rest is what proxies add to them.
+pub const PROXY_HEADER_SIZE_MAX: usize = 4 * KIB;
+
 /// Request line and header fields together, in bytes.
 pub const HEAD_SIZE_MAX: usize = 16 * KIB;
 
@@ -253,6 +256,8 @@ const _: () = {
     assert!(SLAB_SIZE_MIN.is_multiple_of(PAGE_SIZE) && SLAB_SIZE_MAX.is_multiple_of(PAGE_SIZE));
     // The ring names a buffer by 16 bits.
     assert!(SLAB_COUNT_MAX <= u16::MAX as usize);
+    // A PROXY header fits where a head does.
+    assert!(PROXY_HEADER_SIZE_MAX < HEAD_SIZE_MAX);
     // A line of chunked framing fits what a head leaves of the smallest slab.
     assert!(TRAILER_SIZE_MAX < SLAB_SIZE_MIN);
     // A tag is a part of the request line, and an envelope and a reply are staged whole.

@@ -1210,3 +1210,118 @@ fn a_secret_that_cannot_be_read_is_named_before_anything_starts() {
         "{line}"
     );
 }
+
+/// A version 2 header of a TCP connection from this address.
+fn proxy_v2(source: [u8; 4]) -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+    header.extend_from_slice(&source);
+    header.extend_from_slice(&[10, 0, 0, 9, 0, 80, 0, 81]);
+    header
+}
+
+#[test]
+fn a_proxy_says_whose_connection_it_is_and_nobody_else_can() {
+    let admin = support::free_address();
+    let start = |more: &str| {
+        let routes = "[[route]]\npath = \"/x\"\n[[route]]\npath = \"/far\"\nallow = [\"10.1.2.0/24\", \"2001:db8::/32\"]\n";
+        let config = support::base_config(admin).replace("[admin]", &format!("{more}[admin]"));
+        Weir::start_with(&format!("{config}{routes}"), admin)
+    };
+    let weir = start("proxies = [\"127.0.0.0/8\"]\nallow = [\"10.0.0.0/8\", \"2001:db8::1\"]\n");
+    let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0".to_vec();
+    let line = |text: &str| format!("PROXY {text}\r\n").into_bytes();
+    let mut noise = noise();
+    for (header, x, far) in [
+        (line("TCP4 10.1.2.3 10.0.0.9 80 81"), 201, 201),
+        (line("TCP4 10.1.3.3 10.0.0.9 80 81"), 201, 403),
+        (line("TCP4 11.0.0.1 10.0.0.9 80 81"), 403, 403),
+        (line("TCP6 2001:db8::1 ::1 80 81"), 201, 201),
+        (proxy_v2([10, 1, 2, 3]), 201, 201),
+        (proxy_v2([11, 1, 2, 3]), 403, 403),
+        // The proxy speaks for itself, and is not allowed.
+        (line("UNKNOWN"), 403, 403),
+        (local, 403, 403),
+    ] {
+        let wire = [header, request("/x", GOOD), request("/far", GOOD)].concat();
+        for cuts in cuttings(wire.len(), &mut noise) {
+            let mut client = weir.connect();
+            let replies = exchange(&mut client, &wire, &cuts, |client| {
+                [client.reply(), client.reply()]
+            });
+            let statuses = replies.map(|reply| reply.status);
+            assert_eq!(statuses, [x, far], "{}", wire.escape_ascii());
+        }
+    }
+    let before = weir.outcomes();
+    for wire in [
+        request("/x", GOOD),
+        [line("TCP4 10.1.2.3 10.0.0.9 80"), request("/x", GOOD)].concat(),
+        [
+            line("TCP4 10.1.2.3 10.0.0.9 80 81"),
+            line("TCP4 10.1.2.3 10.0.0.9 80 81"),
+        ]
+        .concat(),
+        [proxy_v2([10, 1, 2, 3]), proxy_v2([10, 1, 2, 3])].concat(),
+    ] {
+        for cuts in cuttings(wire.len(), &mut noise) {
+            let mut client = weir.connect();
+            let reply = exchange(&mut client, &wire, &cuts, |client| client.reply());
+            assert_eq!(
+                (reply.status, reply.closes()),
+                (400, true),
+                "{}",
+                wire.escape_ascii()
+            );
+            client.expect_end();
+        }
+    }
+    // Who only looks whether somebody listens makes no request.
+    let probe = weir.connect();
+    probe.stream.shutdown(Shutdown::Write).unwrap();
+    let [accepted, rejected, refused, aborted] = before;
+    assert_eq!(weir.outcomes(), [accepted, rejected + 16, refused, aborted]);
+    drop(weir);
+
+    let weir = start("");
+    for header in [
+        line("TCP4 10.1.2.3 10.0.0.9 80 81"),
+        proxy_v2([10, 1, 2, 3]),
+    ] {
+        let mut client = weir.connect();
+        client.send(&[header, request("/far", GOOD)].concat());
+        let reply = client.reply();
+        assert_eq!((reply.status, reply.closes()), (400, true));
+        assert_eq!(reply.json()["code"], "bad_head");
+        client.expect_end();
+    }
+}
+
+#[test]
+fn connections_of_a_proxy_are_counted_by_their_source() {
+    let admin = support::free_address();
+    let config =
+        support::base_config(admin).replace("[admin]", "proxies = [\"127.0.0.1\"]\n[admin]");
+    let weir = Weir::start_with(
+        &format!("{config}[limits]\nconnections_per_address = 1\n"),
+        admin,
+    );
+    let open = |source: u8| {
+        let mut client = weir.connect();
+        client.send(&[proxy_v2([10, 0, 0, source]), request("/x", GOOD)].concat());
+        let reply = client.reply();
+        (client, reply)
+    };
+    let (first, reply) = open(1);
+    assert_eq!(reply.status, 201);
+    let (_second, reply) = open(2);
+    assert_eq!(reply.status, 201);
+    let (mut third, reply) = open(1);
+    assert_eq!(
+        (reply.status, reply.json()["code"].as_str()),
+        (429, Some("too_many_connections"))
+    );
+    third.expect_end();
+    drop((first, third));
+    weir.wait_for_metric("weir_connections 1");
+    assert_eq!(open(1).1.status, 201);
+}

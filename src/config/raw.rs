@@ -46,6 +46,7 @@ pub(super) struct RawListener {
     pub address: Key<String>,
     pub principals: Key<Vec<Spanned<String>>>,
     pub allow: Key<Vec<Spanned<String>>>,
+    pub proxies: Key<Vec<Spanned<String>>>,
 }
 
 #[derive(Deserialize, Default)]

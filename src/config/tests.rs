@@ -47,6 +47,7 @@ fn every_key_changes_what_it_names() {
         address = "[::1]:0"
         principals = ["c", "a"]
         allow = ["::1", "10.0.0.0/8"]
+        proxies = ["192.168.0.0/16"]
         [admin]
         address = "0.0.0.0:1"
         [destination]
@@ -112,13 +113,12 @@ fn every_key_changes_what_it_names() {
         [[route]]
         path = "/*"
     "#;
-    let listener = |principals, allow: &[&str]| Listener {
+    let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    let listener = |principals, allow: &[&str], proxies: &[&str]| Listener {
         address: "[::1]:0".parse().unwrap(),
         principals,
-        allow: allow
-            .iter()
-            .map(|network| network.parse().unwrap())
-            .collect(),
+        allow: networks(allow),
+        proxies: networks(proxies),
     };
     let rate = |requests, bytes, seconds| {
         Some(Rate {
@@ -188,8 +188,12 @@ fn every_key_changes_what_it_names() {
     let expected = Config {
         cores: std::thread::available_parallelism().unwrap().into(),
         listeners: vec![
-            listener(None, &[]),
-            listener(Some(vec![2, 0]), &["::1/128", "10.0.0.0/8"]),
+            listener(None, &[], &[]),
+            listener(
+                Some(vec![2, 0]),
+                &["::1/128", "10.0.0.0/8"],
+                &["192.168.0.0/16"],
+            ),
         ],
         admin: Admin {
             address: "0.0.0.0:1".parse().unwrap(),
@@ -821,10 +825,12 @@ fn the_document_has_the_defaults_of_the_code() {
 /// Whether the key is one of those that say who may send how much.
 fn is_of_access(key: &str) -> bool {
     key.starts_with("principal")
-        || ["principals", "allow", "rate"].iter().any(|name| {
-            key.split_once('.')
-                .is_some_and(|(_, rest)| rest.split('.').next() == Some(name))
-        })
+        || ["principals", "allow", "proxies", "rate"]
+            .iter()
+            .any(|name| {
+                key.split_once('.')
+                    .is_some_and(|(_, rest)| rest.split('.').next() == Some(name))
+            })
 }
 
 #[test]

@@ -339,6 +339,7 @@ impl Check {
                 address,
                 principals: self.allowed_principals(listener.principals, principals),
                 allow: self.networks(listener.allow),
+                proxies: self.networks(listener.proxies),
             });
         }
         listeners

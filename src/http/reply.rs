@@ -110,18 +110,6 @@ impl Replies {
         self.reply(503, b"Retry-After: 1\r\n", Some(body), date, persistence);
     }
 
-    /// 429: the peer has too many connections; this one takes no request.
-    pub fn turned_away(&mut self, date: &HttpDate) {
-        let body = b"{\"code\":\"too_many_connections\",\"detail\":\"limits.connections_per_address are open: use those\"}\n";
-        self.reply(
-            429,
-            b"Retry-After: 1\r\n",
-            Some(body),
-            date,
-            Persistence::Close,
-        );
-    }
-
     fn reply(
         &mut self,
         status: u16,
@@ -199,6 +187,7 @@ fn reject_fields(reject: &Reject, fields: &mut &mut [u8]) -> std::io::Result<()>
         Reject::RateLimited {
             retry_after_seconds,
         } => write!(fields, "Retry-After: {retry_after_seconds}\r\n"),
+        Reject::ConnectionCount => fields.write_all(b"Retry-After: 1\r\n"),
         _ => Ok(()),
     }
 }
