@@ -28,3 +28,23 @@ fn json() {
 fn http1() {
     replay("http1", bodies::http1);
 }
+
+#[test]
+fn connection() {
+    replay("connection", bodies::connection);
+}
+
+#[test]
+fn proxy() {
+    replay("proxy", bodies::proxy);
+}
+
+#[test]
+fn authorization() {
+    replay("authorization", bodies::authorization);
+}
+
+#[test]
+fn config() {
+    replay("config", bodies::config);
+}

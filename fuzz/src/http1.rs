@@ -21,8 +21,29 @@ pub fn check(bytes: &[u8]) {
         assert_eq!(h1::parse(&bytes[..cut]), Ok(None), "cut at {cut}");
     }
     assert_eq!(h1::parse(&bytes[..head.size]), Ok(Some(head.clone())));
+    fields(&bytes[..head.size]);
     if head.framing == Framing::Chunked {
         chunked(&bytes[head.size..]);
+    }
+}
+
+/// Every field is found by its name, if it is the only one of that name.
+fn fields(head: &[u8]) {
+    let lines: Vec<(String, &[u8])> = head
+        .split(|byte| *byte == b'\n')
+        .skip(1)
+        .filter_map(|line| {
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            let name = std::str::from_utf8(&line[..colon]).ok()?;
+            Some((name.to_ascii_lowercase(), line[colon + 1..].trim_ascii()))
+        })
+        .collect();
+    for (name, value) in &lines {
+        let count = lines.iter().filter(|(other, _)| other == name).count();
+        match h1::field(head, name) {
+            Ok(found) => assert_eq!((found, count), (Some(*value), 1), "{name}"),
+            Err(_) => assert!(count > 1, "{name}"),
+        }
     }
 }
 
@@ -45,7 +66,7 @@ fn chunked(wire: &[u8]) {
 }
 
 /// A few places that depend on the input alone, in ascending order.
-fn cuts(bytes: &[u8]) -> impl Iterator<Item = usize> + use<> {
+pub(crate) fn cuts(bytes: &[u8]) -> impl Iterator<Item = usize> + use<> {
     let size = bytes.len();
     let seed = bytes.iter().fold(size, |seed, byte| {
         seed.wrapping_mul(31) + usize::from(*byte)
@@ -55,7 +76,7 @@ fn cuts(bytes: &[u8]) -> impl Iterator<Item = usize> + use<> {
 }
 
 /// The decoded body and what follows it; `None` while the end has not come.
-type Decoded = Option<(Vec<u8>, Vec<u8>)>;
+pub(crate) type Decoded = Option<(Vec<u8>, Vec<u8>)>;
 
 fn in_pieces(wire: &[u8], cuts: &[usize]) -> Result<Decoded, Reject> {
     const HEAD: usize = 10;
@@ -79,10 +100,10 @@ fn in_pieces(wire: &[u8], cuts: &[usize]) -> Result<Decoded, Reject> {
 }
 
 #[derive(Debug, PartialEq)]
-struct Malformed;
+pub(crate) struct Malformed;
 
 /// RFC 9112 §7.1, read slowly and with the whole input at hand.
-fn naive(wire: &[u8]) -> Result<Decoded, Malformed> {
+pub(crate) fn naive(wire: &[u8]) -> Result<Decoded, Malformed> {
     let mut rest = wire;
     let mut body = Vec::new();
     let mut extensions_left = CHUNK_EXTENSIONS_SIZE_MAX;

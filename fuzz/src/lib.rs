@@ -3,8 +3,13 @@
 //! Called by `fuzz_targets/*.rs` with what the fuzzer makes up, and by `tests/fuzz_corpus.rs` with the committed corpora.
 //! An own crate, so that the oracles stay out of weir's dependencies.
 
+mod authorization;
+mod config;
+mod connection;
 mod http1;
 pub mod naive;
+mod proxy;
+mod reference;
 
 use serde_json::value::RawValue;
 use weir::records::RecordStarts;
@@ -16,6 +21,26 @@ const GUARD: [u8; 64] = [0xA5; 64];
 /// `http::h1` and `http::chunked`, cut anywhere, against a naive decoder.
 pub fn http1(bytes: &[u8]) {
     http1::check(bytes);
+}
+
+/// A connection of a running node, against a strict reading of the same bytes.
+pub fn connection(bytes: &[u8]) {
+    connection::check(bytes);
+}
+
+/// `http::proxy`, cut anywhere, against a naive reader.
+pub fn proxy(bytes: &[u8]) {
+    proxy::check(bytes);
+}
+
+/// `admission::authorization`, against a naive reader.
+pub fn authorization(bytes: &[u8]) {
+    authorization::check(bytes);
+}
+
+/// `config`: valid or in error, never a panic.
+pub fn config(bytes: &[u8]) {
+    config::check(bytes);
 }
 
 /// `records::json` in each implementation, against its naive twin (records, code, offset, line) and serde_json
