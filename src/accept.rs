@@ -115,6 +115,13 @@ impl Connections {
         }
     }
 
+    /// Gives back a place that no connection came to have.
+    fn free_unused(&self, index: usize) {
+        self.free.borrow_mut().push(index);
+        // Another listener may wait for it.
+        self.queue.wake_one();
+    }
+
     /// Counts one more connection of a network, unless that is one too many.
     fn enter(&self, network: IpAddr) -> bool {
         let mut networks = self.networks.borrow_mut();
@@ -261,7 +268,7 @@ pub async fn accept(
                 let peer = peer.ip().to_canonical();
                 let network = (!is_proxy(&core, listener_index, peer)).then(|| network(peer));
                 if network.is_some_and(|network| !connections.enter(network)) {
-                    connections.free.borrow_mut().push(index);
+                    connections.free_unused(index);
                     core.metrics
                         .update(|update| update.add(Count::ConnectionsRefused, 1));
                     turn_away(&core, stream).await;
@@ -289,7 +296,7 @@ pub async fn accept(
                 tokio_uring::spawn(connection::serve(core.clone(), stream, place));
             }
             Err(error) => {
-                connections.free.borrow_mut().push(index);
+                connections.free_unused(index);
                 core.metrics
                     .update(|update| update.add(Count::AcceptErrors, 1));
                 tracing::warn!(%error, "a connection could not be accepted; trying again");

@@ -3,7 +3,8 @@
 //! Before it: [`crate::node`] has a valid configuration and bound sockets.
 //! After it: nothing; requests come in by [`crate::accept`] and leave as batches to [`crate::uplink`].
 //! Thread: this is the thread. Allocates: everything, at start.
-//! Invariant: nothing on the path of a request is shared with another thread but the metrics, which only this one writes.
+//! Invariant: nothing on the path of a request is shared with another thread but the metrics, which only this one
+//! writes, and one atomic per configured rate, which all cores keep together.
 
 use std::cell::Cell;
 use std::net::TcpListener;

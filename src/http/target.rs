@@ -151,18 +151,19 @@ fn query(text: &[u8]) -> Result<(), Reject> {
     Ok(())
 }
 
-/// RFC 3986 §2.1: two hexadecimal digits; here no control character, which is only ever sent to confuse.
+/// RFC 3986 §2.1: a percent sign and two hexadecimal digits; here no control character, which is only ever sent to
+/// confuse.
 fn percent_encoded(text: &[u8]) -> Result<(), Reject> {
-    match decoded(text).next() {
-        Some(byte) if text.len() >= 3 && hex(text[1]).is_some() && hex(text[2]).is_some() => {
-            if byte.is_ascii_control() {
-                return Err(Reject::Target(
-                    "the request target encodes a control character",
-                ));
-            }
-            Ok(())
-        }
-        _ => Err(Reject::Target(
+    let byte = match text {
+        [_, high, low, ..] => hex(*high).zip(hex(*low)).map(|(high, low)| high << 4 | low),
+        _ => None,
+    };
+    match byte {
+        Some(byte) if byte.is_ascii_control() => Err(Reject::Target(
+            "the request target encodes a control character",
+        )),
+        Some(_) => Ok(()),
+        None => Err(Reject::Target(
             "a percent sign without two hexadecimal digits",
         )),
     }
