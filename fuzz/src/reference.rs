@@ -7,7 +7,6 @@
 pub struct Request {
     /// Bytes of the stream that it takes.
     pub size: usize,
-    pub method: String,
     pub body: Vec<u8>,
     /// Whether a server that stores JSON may store it.
     pub storable: bool,
@@ -85,7 +84,6 @@ pub fn request(stream: &[u8]) -> Result<Request, Refused> {
     let met = |value: &&[u8]| value.eq_ignore_ascii_case(b"100-continue");
     Ok(Request {
         size: stream.len() - rest.len(),
-        method: method.to_owned(),
         body,
         storable: matches!(method, "POST" | "PUT")
             && media_type.is_none_or(is_json)
