@@ -155,6 +155,9 @@ pub const SECRET_SIZE_MAX: usize = 64 * KIB;
 /// A token is compared with those of all of them, so that the time says nothing.
 pub const PRINCIPAL_COUNT_MAX: usize = 256;
 
+/// The name of a principal, in characters.
+pub const PRINCIPAL_NAME_SIZE_MAX: usize = 64;
+
 /// Secrets of one principal: the one in use, and those it is rotated from and to.
 pub const SECRET_COUNT_MAX: usize = 8;
 
@@ -167,7 +170,7 @@ pub const NETWORK_COUNT_MAX: usize = 256;
 /// The name of the header field that a signature is in.
 pub const HEADER_NAME_SIZE_MAX: usize = 256;
 
-/// Requests or bytes a second: a billion is a nanosecond each.
+/// Requests or bytes a second; more is a mistake of units.
 pub const RATE_MAX: u64 = 1_000_000_000_000;
 
 // --- rows -------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::OnceLock;
+use std::sync::{OnceLock, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use weir::config::Config;
@@ -28,9 +29,16 @@ fn address() -> SocketAddr {
                     classes = [{ size = \"16KiB\", count = 4 }, { size = \"64KiB\", count = 4 }]\n";
         let config = Config::parse(text, "fuzz.toml".as_ref(), ".".as_ref())
             .unwrap_or_else(|errors| panic!("{errors}"));
-        let node = Node::start(config, false).unwrap_or_else(|fatal| panic!("{fatal}"));
-        // It serves until the process ends.
-        Box::leak(Box::new(node)).listeners()[0]
+        let (sender, receiver) = mpsc::channel();
+        // The thread has the node until the process ends: a leaked one would be found by the fuzzer's sanitizer.
+        thread::spawn(move || {
+            let node = Node::start(config, false).unwrap_or_else(|fatal| panic!("{fatal}"));
+            let _ = sender.send(node.listeners()[0]);
+            loop {
+                thread::park();
+            }
+        });
+        receiver.recv().expect("a node that has started")
     })
 }
 

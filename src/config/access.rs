@@ -17,7 +17,8 @@ use super::raw::{Key, RawBasic, RawHmac, RawPrincipal, RawRate, RawSecret, Secre
 use super::validate::Check;
 use super::{Credential, Hmac, Principal, Rate, SignatureEncoding, Token};
 use crate::limits::{
-    HEADER_NAME_SIZE_MAX, NETWORK_COUNT_MAX, PRINCIPAL_COUNT_MAX, RATE_MAX, SECRET_COUNT_MAX,
+    HEADER_NAME_SIZE_MAX, NETWORK_COUNT_MAX, PRINCIPAL_COUNT_MAX, PRINCIPAL_NAME_SIZE_MAX,
+    RATE_MAX, SECRET_COUNT_MAX,
 };
 use crate::secret::SecretSource;
 
@@ -79,10 +80,13 @@ impl Check {
         };
         let name = value.get_ref();
         let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
-        if name.is_empty() || name.len() > 64 || !name.chars().all(is_allowed) {
+        if name.is_empty() || name.len() > PRINCIPAL_NAME_SIZE_MAX || !name.chars().all(is_allowed)
+        {
             self.error(
                 value.span(),
-                "a name has 1 to 64 letters, digits, `_`, `-` and `.`; change it",
+                format!(
+                    "a name has 1 to {PRINCIPAL_NAME_SIZE_MAX} letters, digits, `_`, `-` and `.`; change it"
+                ),
             );
         } else if !seen.insert(name.clone()) {
             self.error(value.span(), "another principal has this name; change one");
