@@ -328,6 +328,15 @@ fn columns_are_characters() {
 }
 
 #[test]
+fn what_is_shown_of_the_file_stays_on_its_line() {
+    assert_error(
+        "\"a\\nb\\u001b[2J\" = 1",
+        "1:1: a\\nb\\u{1b}[2J: unknown key ",
+        "",
+    );
+}
+
+#[test]
 fn all_errors_are_told_at_once_in_the_order_of_the_file() {
     let shape = parse("corse = 1\n[batch]\nmaxage = 1\n[limits]\nwait = 1").unwrap_err();
     let lines: Vec<usize> = shape.errors.iter().map(|error| error.line).collect();
