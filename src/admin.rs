@@ -8,7 +8,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::error::Fatal;
 use crate::metrics::{Count, Snapshot};
-use crate::node::NodeMetrics;
+use crate::node::{NodeMetrics, SpoolView};
 use crate::reactor::Phase;
 
 /// A reactor that has not ticked for this long is stuck.
@@ -119,12 +119,26 @@ async fn livez(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
-    match *shared.phase.borrow() {
-        Phase::Running => "ok\n".into_response(),
-        Phase::Draining | Phase::Ending => {
-            (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
+    let unavailable = |reason: String| (StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
+    if *shared.phase.borrow() != Phase::Running {
+        return unavailable("draining\n".into());
+    }
+    for (core, metrics) in shared.metrics.cores.iter().enumerate() {
+        if metrics.snapshot().value(Count::StorageFailed) > 0 {
+            return unavailable(format!(
+                "storage_fault: the disk of the spool failed under core {core}; it delivers what is durable and takes \
+                 nothing more until weir is started anew\n"
+            ));
         }
     }
+    if let Some(spool) = &shared.metrics.spool
+        && spool.segments.unclaimed_count() == 0
+    {
+        return unavailable(
+            "spool_full: every segment holds a batch that is not delivered\n".into(),
+        );
+    }
+    "ok\n".into_response()
 }
 
 /// Renders one snapshot, so that what belongs together in it stays together in the text.
@@ -148,6 +162,7 @@ impl Collector for NodeCollector {
         page.requests(&snapshot)?;
         page.slabs(&snapshot, &self.config)?;
         page.upload_buffers(&snapshot)?;
+        page.spool(&snapshot, &self.metrics)?;
         let uplink = &self.metrics.uplink;
         page.counter(
             "blobs",
@@ -159,11 +174,7 @@ impl Collector for NodeCollector {
             "Bytes of blobs delivered",
             uplink.blob_bytes.load(Ordering::Relaxed),
         )?;
-        page.counter(
-            "delivered_rows",
-            "Rows in blobs delivered",
-            uplink.rows.load(Ordering::Relaxed),
-        )?;
+        page.counter("delivered_rows", "Rows in blobs delivered", uplink.rows())?;
         page.counter(
             "delivery_failures",
             "Deliveries that failed and were tried again",
@@ -264,10 +275,21 @@ impl Page<'_> {
             "Bytes read from connections",
             value(Count::BytesReceived),
         )?;
+        self.counters(
+            "refusals",
+            "Requests answered 503, by code",
+            "code",
+            snapshot.refusals(),
+        )?;
+        self.counter(
+            "records_unacknowledged",
+            "Records of refused requests that became rows all the same",
+            value(Count::RecordsUnacknowledged),
+        )?;
         self.counter(
             "rows",
             "Rows put into upload buffers",
-            value(Count::Records),
+            value(Count::RowsAppended),
         )?;
         self.counter(
             "row_bytes",
@@ -340,10 +362,109 @@ impl Page<'_> {
         self.gauges("slabs", "Slabs by size and state", values)
     }
 
+    /// At rest, records + records_unacknowledged + recovered_rows = rows_in_memory + rows_in_spool + delivered_rows.
+    fn spool(&mut self, snapshot: &Snapshot, metrics: &NodeMetrics) -> std::fmt::Result {
+        let value = |count| snapshot.value(count);
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let uplink = &metrics.uplink;
+        let durable = value(Count::RowsDurable);
+        let in_memory = value(Count::RowsAppended)
+            .saturating_sub(durable)
+            .saturating_sub(load(&uplink.rows_unspooled));
+        self.gauge(
+            "rows_in_memory",
+            "Rows in upload buffers that are neither durable nor delivered",
+            in_memory,
+        )?;
+        let Some(SpoolView { segments, metrics }) = &metrics.spool else {
+            return Ok(());
+        };
+        let in_spool =
+            (durable + load(&metrics.rows_recovered)).saturating_sub(load(&uplink.rows_spooled));
+        self.gauge(
+            "rows_in_spool",
+            "Durable rows that are not delivered",
+            in_spool,
+        )?;
+        self.counter("commits", "Group commits", value(Count::Commits))?;
+        self.counter(
+            "commit_bytes",
+            "Bytes written by commits",
+            value(Count::CommitBytes),
+        )?;
+        self.counter(
+            "commit_microseconds",
+            "Time between the begin of commits and the return of their sync",
+            value(Count::CommitMicroseconds),
+        )?;
+        self.counter(
+            "commit_failures",
+            "Commits that failed",
+            value(Count::CommitFailures),
+        )?;
+        self.gauge(
+            "storage_failed_cores",
+            "Cores on which nothing more can become durable",
+            value(Count::StorageFailed),
+        )?;
+        self.gauge(
+            "spool_segments",
+            "Segments that spool.size has room for",
+            segments.count() as u64,
+        )?;
+        self.gauge(
+            "spool_segments_free",
+            "Segments that hold nothing",
+            segments.unclaimed_count() as u64,
+        )?;
+        self.gauge(
+            "spool_backlog_batches",
+            "Batches that wait for delivery in the spool alone",
+            segments.backlog_count() as u64,
+        )?;
+        for (name, help, counter) in [
+            (
+                "recovered_batches",
+                "Batches an earlier run left",
+                &metrics.batches_recovered,
+            ),
+            (
+                "recovered_rows",
+                "Rows an earlier run left",
+                &metrics.rows_recovered,
+            ),
+            (
+                "torn_frames",
+                "Commits cut off by a crash, which were never acknowledged",
+                &metrics.torn_frames,
+            ),
+            ("torn_rows", "Rows of such commits", &metrics.rows_torn),
+            (
+                "quarantined_segments",
+                "Damaged segments put aside",
+                &metrics.segments_quarantined,
+            ),
+            (
+                "quarantined_rows",
+                "Rows in damaged segments that cannot be read",
+                &metrics.rows_quarantined,
+            ),
+            (
+                "retire_failures",
+                "Deliveries that could not be recorded",
+                &metrics.retire_failures,
+            ),
+        ] {
+            self.counter(name, help, load(counter))?;
+        }
+        Ok(())
+    }
+
     fn upload_buffers(&mut self, snapshot: &Snapshot) -> std::fmt::Result {
         let states = [
             ("free", Count::UploadBuffersFree),
             ("open", Count::UploadBuffersOpen),
+            ("sealed", Count::UploadBuffersSealed),
             ("in_uplink", Count::UploadBuffersInUplink),
         ];
         self.gauges(

@@ -5,9 +5,9 @@
 //! Main thread, before the reactors; it allocates the list of terms.
 //!
 //! ```text
-//! per core = Σ slab classes + upload buffers + deflate states + connections
-//!          + JSON scratch + staging + ring + reactor
-//! process  = cores × per core + uplink in flight + control
+//! per core = Σ slab classes + upload buffers + deflate states + frame buffer + connections
+//!          + JSON scratch + staging + deliveries awaited + ring + reactor
+//! process  = cores × per core + uplink in flight + spool + control
 //! ```
 //!
 //! Invariant: whatever weir holds for longer than a call is in one of the terms.
@@ -20,8 +20,9 @@ pub mod machine;
 use crate::config::{Config, Registered, Size};
 use crate::error::Fatal;
 use crate::limits::{
-    CONNECTION_STATE_SIZE, CONTROL_SIZE, DEFLATE_STATE_SIZE, JSON_SCRATCH_FIXED_SIZE,
-    REACTOR_RUNTIME_SIZE, RING_ENTRY_COUNT, RING_ENTRY_SIZE, STAGING_SIZE, UPLINK_TRANSFER_SIZE,
+    CONNECTION_STATE_SIZE, CONTROL_SIZE, DEFLATE_STATE_SIZE, FRAME_BUFFER_SIZE,
+    JSON_SCRATCH_FIXED_SIZE, REACTOR_RUNTIME_SIZE, REPORT_STATE_SIZE, RING_ENTRY_COUNT,
+    RING_ENTRY_SIZE, SEGMENT_STATE_SIZE, STAGING_SIZE, UPLINK_TRANSFER_SIZE,
 };
 use machine::Machine;
 
@@ -77,7 +78,7 @@ impl Budget {
             descriptor_count: (config.cores * config.limits.connections) as u64,
         };
         budget.core_terms(config);
-        budget.process_terms();
+        budget.process_terms(config);
         budget
     }
 
@@ -106,6 +107,24 @@ impl Budget {
             "window and tables of each upload buffer's encoder",
             Some("upload.buffer_count"),
         );
+        if config.has_spool() {
+            self.core(
+                "frame buffer",
+                1,
+                FRAME_BUFFER_SIZE,
+                "the frame of a group commit while it is written",
+                None,
+            );
+        }
+        if config.reported_max() > 0 {
+            self.core(
+                "deliveries awaited",
+                config.reported_max(),
+                REPORT_STATE_SIZE,
+                "what is known of each batch whose delivery somebody may wait for",
+                Some("spool.size"),
+            );
+        }
         self.core(
             "connections",
             config.limits.connections,
@@ -143,13 +162,27 @@ impl Budget {
         );
     }
 
-    fn process_terms(&mut self) {
+    fn process_terms(&mut self, config: &Config) {
         self.process(
             "uplink in flight",
             self.cores as usize,
             UPLINK_TRANSFER_SIZE,
-            "state of each batch being written, besides its upload buffer",
+            "a window on a segment, and the state of the batch being delivered",
         );
+        if config.has_spool() {
+            self.process(
+                "spool segments",
+                config.segment_count(),
+                SEGMENT_STATE_SIZE,
+                "what is known of each segment",
+            );
+            self.process(
+                "recovery",
+                1,
+                FRAME_BUFFER_SIZE,
+                "a window on a segment that an earlier run left",
+            );
+        }
         self.process(
             "control",
             1,

@@ -8,6 +8,7 @@ mod check;
 mod demo;
 mod plan;
 mod run;
+mod spool;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -52,6 +53,32 @@ enum Command {
 
     /// Print the memory sum of a configuration, term by term, and the limit it must keep.
     Plan(ConfigArgs),
+
+    /// Look at the spool: what is in it, whether it is whole, and the rows themselves.
+    ///
+    /// Only reads, so it can be used beside a running weir.
+    #[command(subcommand)]
+    Spool(SpoolCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SpoolCommand {
+    /// List the segments that hold a batch.
+    Ls(ConfigArgs),
+
+    /// Check every frame of every segment.
+    ///
+    /// Exits with 1 where a row is lost that had been durable.
+    Verify(ConfigArgs),
+
+    /// Print the rows of one segment.
+    Cat {
+        #[command(flatten)]
+        config: ConfigArgs,
+
+        /// Its name, as `weir spool ls` shows it.
+        segment: String,
+    },
 }
 
 /// The argument of every subcommand that reads a configuration.
@@ -108,6 +135,7 @@ impl Cli {
             Command::Demo(args) => demo::run(&args),
             Command::Check(args) => check::run(&args),
             Command::Plan(args) => plan::run(&args),
+            Command::Spool(command) => spool::run(&command),
         }
     }
 }

@@ -29,7 +29,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::error::Fatal;
-use crate::limits::{KIB, MIB};
+use crate::limits::{GIB, KIB, MIB, segment_size};
 use crate::secret::SecretSource;
 
 pub use error::{ConfigError, ConfigErrors};
@@ -44,6 +44,7 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     pub admin: Admin,
     pub destination: Destination,
+    pub spool: Spool,
     pub batch: Batch,
     pub compression: Compression,
     pub response: Response,
@@ -87,6 +88,15 @@ pub enum Destination {
     Directory { path: PathBuf },
     /// Nowhere: blobs are dropped once they are compressed.
     Null,
+}
+
+/// Where batches are kept until they are delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spool {
+    /// Already joined to the configuration's directory.
+    pub directory: PathBuf,
+    /// Bytes, all cores together; room for at least two batches per core.
+    pub size: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -193,6 +203,8 @@ pub struct Limits {
     pub requests_per_connection: u64,
     /// Bytes of the largest record, compacted; more is 413.
     pub record: usize,
+    /// How long a request on a route with `ack = "delivered"` waits for the delivery before 503.
+    pub ack: Duration,
     /// How long a shutdown waits for requests in flight and for delivery.
     pub drain: Duration,
 }
@@ -228,6 +240,7 @@ pub struct Route {
     /// Index in [`Config::tables`].
     pub table_index: usize,
     pub envelope: Envelope,
+    pub ack: Ack,
     /// The tag of the path `/`; needs no escaping in JSON.
     pub default_tag: String,
     /// In place of the listener's.
@@ -324,11 +337,38 @@ pub enum Envelope {
     None,
 }
 
-/// A Kusto table. Both names are safe as the name of a directory.
+/// What a success answer promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ack {
+    /// The records are in memory; a crash loses them.
+    Memory,
+    /// The records are in the spool, and synced.
+    Durable,
+    /// The records are at their destination.
+    Delivered,
+}
+
+impl Ack {
+    /// As it is configured, and as the answer says it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Durable => "durable",
+            Self::Delivered => "delivered",
+        }
+    }
+}
+
+/// A Kusto table, with what all rows of one upload buffer have in common.
+/// Both names are safe as the name of a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Table {
     pub database: String,
     pub table: String,
+    /// Whether its batches go through the spool. Routes with `ack = "memory"` do not share a batch with others.
+    pub spooled: bool,
+    /// Whether a route of it promises delivery.
+    pub delivered: bool,
 }
 
 impl Default for Config {
@@ -346,6 +386,10 @@ impl Default for Config {
                 address: SocketAddr::from(([127, 0, 0, 1], 9881)),
             },
             destination: Destination::Directory { path: "out".into() },
+            spool: Spool {
+                directory: "weir-data/spool".into(),
+                size: GIB as u64,
+            },
             batch: Batch {
                 max_age: Duration::from_secs(10),
             },
@@ -381,6 +425,8 @@ impl Default for Config {
                 requests_per_connection: 100_000,
                 // The largest value of Kusto's `dynamic` type.
                 record: MIB,
+                // Senders of webhooks give up after ten seconds.
+                ack: Duration::from_secs(8),
                 drain: Duration::from_secs(30),
             },
             deadlines: Deadlines {
@@ -398,6 +444,7 @@ impl Default for Config {
                 pattern: PathPattern::Prefix("/".into()),
                 table_index: 0,
                 envelope: Envelope::FluentBit,
+                ack: Ack::Durable,
                 default_tag: "http.0".into(),
                 principals: None,
                 allow: Vec::new(),
@@ -406,6 +453,8 @@ impl Default for Config {
             tables: vec![Table {
                 database: "Telemetry".into(),
                 table: "Events".into(),
+                spooled: true,
+                delivered: false,
             }],
         }
     }
@@ -426,6 +475,30 @@ impl Config {
     pub fn parse(text: &str, path: &Path, base_dir: &Path) -> Result<Self, ConfigErrors> {
         let raw = raw::parse(text).map_err(|errors| ConfigErrors::new(path, text, errors))?;
         validate::validate(raw, base_dir).map_err(|errors| ConfigErrors::new(path, text, errors))
+    }
+
+    /// Whether a table is spooled.
+    pub fn has_spool(&self) -> bool {
+        self.tables.iter().any(|table| table.spooled)
+    }
+
+    /// Segments that the spool has room for; none where no table is spooled.
+    pub fn segment_count(&self) -> usize {
+        if self.has_spool() {
+            (self.spool.size / segment_size(self.upload.buffer_size) as u64) as usize
+        } else {
+            0
+        }
+    }
+
+    /// Batches whose delivery a core may want to hear of at a time: as many as the spool holds, where a route promises
+    /// delivery.
+    pub fn reported_max(&self) -> usize {
+        if self.tables.iter().any(|table| table.delivered) {
+            self.segment_count()
+        } else {
+            0
+        }
     }
 
     /// What is valid but likely not meant, one sentence each.

@@ -3,7 +3,8 @@
 //! Before it: [`crate::accept`] has a socket and a place for it.
 //! After it: [`crate::encoder`] has the records, and the peer its answers.
 //! Thread: one reactor; one task per connection. Allocates: at accept (the task, the reply buffer), then never.
-//! Invariant: exactly one answer per request, in order; an idle connection holds no slab;
+//! Invariant: exactly one answer per request, in order; a success is answered once its promise is kept; an idle
+//! connection holds no slab, nor does one that waits for a commit;
 //! `begin ≤ received ≤ slab size`.
 //! A peer that is too slow has its reading side shut down by [`crate::deadline`]'s sweep: the read in flight then ends.
 //!
@@ -23,17 +24,19 @@ use tokio_uring::net::TcpStream;
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
 use crate::accept::Place;
+use crate::ack::Ticket;
 use crate::admission::{self, Admitted};
-use crate::config::Route;
+use crate::config::{Ack, Route};
 use crate::deadline::{Cut, Pace};
-use crate::encoder::{NotEncoded, Request};
-use crate::error::Reject;
+use crate::encoder::{Encoded, NotEncoded, Request};
+use crate::error::{Refusal, Reject};
 use crate::http::chunked::Chunked;
 use crate::http::h1::{self, Expectation, Framing, Head, Method};
 use crate::http::proxy;
 use crate::http::reply::{Persistence, Replies};
-use crate::limits::{HEAD_SIZE_MAX, LINGER_SIZE_MAX, LINGER_TIME, UNREAD_SIZE_MAX};
-use crate::metrics::Count;
+use crate::limits::{
+    HEAD_SIZE_MAX, LINGER_SIZE_MAX, LINGER_TIME, REPLY_BUFFER_SIZE, REPLY_SIZE_MAX, UNREAD_SIZE_MAX,
+};
 use crate::reactor::Core;
 use crate::slab::Slab;
 
@@ -52,9 +55,27 @@ enum Next {
 /// Why a request ended without being accepted.
 enum Unserved {
     Rejected(Reject),
-    Refused,
+    Refused(Refusal),
     Gone,
 }
+
+impl From<Refusal> for Unserved {
+    fn from(refusal: Refusal) -> Self {
+        Unserved::Refused(refusal)
+    }
+}
+
+/// A request whose rows are encoded, and which is answered when its promise is kept.
+#[derive(Clone, Copy)]
+struct Unsettled {
+    ticket: Ticket,
+    record_count: u64,
+    row_bytes: u64,
+    persistence: Persistence,
+}
+
+/// As many as have room in the reply buffer.
+const UNSETTLED_COUNT_MAX: usize = REPLY_BUFFER_SIZE / REPLY_SIZE_MAX;
 
 impl From<Reject> for Unserved {
     fn from(reject: Reject) -> Self {
@@ -74,6 +95,7 @@ struct Connection {
     place: Place,
     replies: Replies,
     request_count: u64,
+    unsettled: [Option<Unsettled>; UNSETTLED_COUNT_MAX],
 }
 
 /// What was received of the requests in a slab.
@@ -91,6 +113,7 @@ pub async fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) {
         place,
         replies: Replies::new(),
         request_count: 0,
+        unsettled: [None; UNSETTLED_COUNT_MAX],
     };
     if connection.run().await.is_ok() {
         connection.linger().await;
@@ -104,7 +127,7 @@ impl Connection {
         loop {
             self.suspend().await?;
             let Some(slab) = self.core.slabs.acquire(0, self.core.wait_deadline()).await else {
-                self.answer_unserved(Unserved::Refused, false)?;
+                self.answer_unserved(Refusal::Busy.into(), false).await?;
                 return self.flush().await;
             };
             let mut inbox = Inbox {
@@ -118,7 +141,7 @@ impl Connection {
                     Ok(true) => continue,
                     Ok(false) => return Err(Gone),
                     Err(unserved) => {
-                        self.answer_unserved(unserved, false)?;
+                        self.answer_unserved(unserved, false).await?;
                         return self.flush().await;
                     }
                 }
@@ -139,7 +162,7 @@ impl Connection {
                 if inbox.pending() == 0 {
                     break;
                 }
-                if !self.replies.has_room() {
+                if self.is_full() {
                     self.flush().await?;
                 }
                 inbox.step_down(&self.core).await;
@@ -149,6 +172,7 @@ impl Connection {
 
     /// Waits, without a slab, until there is something to read. Gathered replies are written meanwhile.
     async fn suspend(&mut self) -> Result<(), Gone> {
+        self.settle().await;
         self.place.set_idle(true);
         // Submitted together, the two cost one system call; the poll sees whatever comes after the replies.
         let readable = poll_readable(self.stream.as_raw_fd());
@@ -172,7 +196,7 @@ impl Connection {
         let head = match self.receive_head(inbox).await {
             Ok(Some(head)) => head,
             Ok(None) => return Err(Gone),
-            Err(unserved) => return self.answer_unserved(unserved, false),
+            Err(unserved) => return self.answer_unserved(unserved, false).await,
         };
         let served = self.serve_request(inbox, &head).await;
         self.request_count += 1;
@@ -186,10 +210,14 @@ impl Connection {
             (true, true) => Persistence::KeepAliveConfirmed,
         };
         match served {
-            Ok(record_count) => {
-                let status = self.core.config.response.status.code();
-                self.replies
-                    .accepted(status, record_count, &self.core.clock.date(), persistence);
+            Ok((encoded, ticket)) => {
+                let free = self.unsettled.iter_mut().find(|place| place.is_none());
+                *free.expect("flushed where it is full") = Some(Unsettled {
+                    ticket,
+                    record_count: encoded.record_count,
+                    row_bytes: encoded.row_bytes,
+                    persistence,
+                });
                 Ok(match persistence {
                     Persistence::Close => Next::Close,
                     _ => Next::Request,
@@ -197,7 +225,7 @@ impl Connection {
             }
             Err((unserved, unread)) => {
                 let unread = unread.filter(|_| persistence != Persistence::Close);
-                let next = self.answer_unserved(unserved, unread.is_some())?;
+                let next = self.answer_unserved(unserved, unread.is_some()).await?;
                 Ok(match (next, unread) {
                     (Next::Request, Some(size)) => inbox.drop_unread(size),
                     (next, _) => next,
@@ -250,13 +278,13 @@ impl Connection {
         }
     }
 
-    /// Receives the body and encodes it; the number of records.
+    /// Receives the body and encodes it; what the answer waits for.
     /// An error says how many unread bytes are before the next request, if that is known.
     async fn serve_request(
         &mut self,
         inbox: &mut Inbox,
         head: &Head,
-    ) -> Result<u64, (Unserved, Option<usize>)> {
+    ) -> Result<(Encoded, Ticket), (Unserved, Option<usize>)> {
         let core = self.core.clone();
         let (route, admitted) = match admit(&core, &self.place, inbox, head) {
             Ok(admitted) => admitted,
@@ -272,6 +300,7 @@ impl Connection {
             && head.framing != Framing::Length(0)
         {
             // RFC 9110 §10.1.1: the decision to read the body has been made.
+            self.settle().await;
             self.replies.continue_100();
         }
         let mut pace = core.connections.deadlines.body(inbox.pending() - head.size);
@@ -295,7 +324,17 @@ impl Connection {
         let begin = inbox.begin;
         inbox.begin = request_end;
         if core.floor_receive {
-            return Ok(core.accepted(0, 0));
+            let encoded = Encoded {
+                record_count: 0,
+                row_bytes: 0,
+                position: 0,
+            };
+            let ticket = Ticket {
+                table_index: route.table_index,
+                position: 0,
+                ack: Ack::Memory,
+            };
+            return Ok((encoded, ticket));
         }
         let request = &mut inbox.slab.bytes()[begin..body_end];
         let (head_bytes, body) = request.split_at_mut(head.size);
@@ -313,9 +352,19 @@ impl Connection {
             .encode(&core.upload_buffers, request, core.wait_deadline())
             .await;
         match encoded {
-            Ok(encoded) => Ok(core.accepted(encoded.record_count, encoded.row_bytes)),
+            Ok(encoded) => Ok((
+                encoded,
+                Ticket {
+                    table_index: route.table_index,
+                    position: encoded.position,
+                    ack: route.ack,
+                },
+            )),
             Err(NotEncoded::Rejected(reject)) => Err((reject.into(), Some(0))),
-            Err(NotEncoded::Refused) => Err((Unserved::Refused, Some(0))),
+            Err(NotEncoded::Refused { refusal, row_count }) => {
+                core.count_unacknowledged(row_count);
+                Err((refusal.into(), Some(0)))
+            }
         }
     }
 
@@ -327,7 +376,7 @@ impl Connection {
         pace: &mut Pace,
     ) -> Result<(), Unserved> {
         if request_size > inbox.slab.size() {
-            self.move_up(inbox, request_size).await?;
+            self.move_up(inbox, request_size, pace).await?;
         } else if inbox.begin + request_size > inbox.slab.size() {
             inbox.rewind();
         }
@@ -357,8 +406,7 @@ impl Connection {
                 chunked.shift_down(inbox.rewind());
             }
             if inbox.received == inbox.slab.size() {
-                self.move_up(inbox, inbox.slab.size() + 1).await?;
-                self.core.connections.deadlines.resume(pace);
+                self.move_up(inbox, inbox.slab.size() + 1, pace).await?;
             }
             if self.fill(inbox, pace).await? == 0 {
                 return Err(Reject::BodyTruncated.into());
@@ -367,21 +415,30 @@ impl Connection {
     }
 
     /// Moves the request to a slab that holds `request_size` bytes.
-    async fn move_up(&mut self, inbox: &mut Inbox, request_size: usize) -> Result<(), Unserved> {
+    async fn move_up(
+        &mut self,
+        inbox: &mut Inbox,
+        request_size: usize,
+        pace: &mut Pace,
+    ) -> Result<(), Unserved> {
         let slabs = &self.core.slabs;
         let class_index = slabs.class_for(request_size).ok_or(Reject::BodySize)?;
         // Nobody may wait for an answer that waits for a slab.
-        self.flush().await?;
-        let slabs = &self.core.slabs;
+        self.flush_within(pace).await?;
+        let Core {
+            slabs, connections, ..
+        } = &*self.core;
+        let pause = connections.deadlines.pause();
         let acquired = slabs.acquire(class_index, self.core.wait_deadline()).await;
-        inbox.move_to(acquired.ok_or(Unserved::Refused)?);
+        connections.deadlines.resume(pace, pause);
+        inbox.move_to(acquired.ok_or(Refusal::Busy)?);
         Ok(())
     }
 
     /// Reads behind what was received; the number of bytes, 0 at the end of the stream.
     async fn fill(&mut self, inbox: &mut Inbox, pace: &mut Pace) -> Result<usize, Unserved> {
         // A client that waits for an answer before it sends more must have it.
-        self.flush().await?;
+        self.flush_within(pace).await?;
         self.set_deadline(pace);
         let began = inbox.pending() > 0;
         let read = inbox.slab.read(&self.stream, inbox.received).await;
@@ -422,8 +479,59 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes the gathered replies.
+    /// Whether one more answer might not fit the reply buffer, besides those that are gathered and to be gathered.
+    fn is_full(&self) -> bool {
+        let unsettled_count = self.unsettled.iter().flatten().count();
+        !self.replies.has_room(unsettled_count + 1)
+    }
+
+    /// Waits until the promises made to this connection are kept, and gathers their answers.
+    async fn settle(&mut self) {
+        for index in 0..UNSETTLED_COUNT_MAX {
+            let Some(unsettled) = self.unsettled[index].take() else {
+                return;
+            };
+            let Unsettled {
+                ticket,
+                record_count,
+                row_bytes,
+                persistence,
+            } = unsettled;
+            let core = &self.core;
+            let deadline =
+                (ticket.ack == Ack::Delivered).then(|| Instant::now() + core.config.limits.ack);
+            let kept = core.upload_buffers.acks().settled(ticket, deadline).await;
+            let date = core.clock.date();
+            match kept {
+                Ok(()) => {
+                    core.count_accepted(record_count, row_bytes);
+                    let status = core.config.response.status.code();
+                    self.replies
+                        .accepted(status, ticket.ack, record_count, &date, persistence);
+                }
+                Err(refusal) => {
+                    core.count_unacknowledged(record_count);
+                    core.count_refused(refusal);
+                    self.replies.refused(refusal, &date, persistence);
+                }
+            }
+        }
+    }
+
+    /// Flushes in the middle of a request, at nobody's expense: until its answers are written, a peer need not send.
+    async fn flush_within(&mut self, pace: &mut Pace) -> Result<(), Gone> {
+        if self.replies.is_empty() && self.unsettled[0].is_none() {
+            return Ok(());
+        }
+        let pause = self.core.connections.deadlines.pause();
+        let flushed = self.flush().await;
+        self.core.connections.deadlines.resume(pace, pause);
+        flushed
+    }
+
+    /// Writes the gathered replies, once those that are to come are gathered too.
     async fn flush(&mut self) -> Result<(), Gone> {
+        self.settle().await;
         if self.replies.is_empty() {
             return Ok(());
         }
@@ -435,21 +543,22 @@ impl Connection {
         outcome.map_err(|_| Gone)
     }
 
-    /// Counts and answers a request that was not accepted.
-    fn answer_unserved(&mut self, unserved: Unserved, keep: bool) -> Result<Next, Gone> {
+    /// Counts and answers a request that was not accepted, once those before it have their answers.
+    async fn answer_unserved(&mut self, unserved: Unserved, keep: bool) -> Result<Next, Gone> {
+        self.settle().await;
         let date = self.core.clock.date();
-        let (keep, reject) = match unserved {
+        let (keep, answer) = match unserved {
             Unserved::Gone => {
-                self.core.count_outcome(Count::Aborted);
+                self.core.count_aborted();
                 return Err(Gone);
             }
-            Unserved::Refused => {
-                self.core.count_outcome(Count::Refused);
-                (keep, None)
+            Unserved::Refused(refusal) => {
+                self.core.count_refused(refusal);
+                (keep, Err(refusal))
             }
             Unserved::Rejected(reject) => {
                 self.core.count_reject(&reject);
-                (keep && reject.answer().in_sync, Some(reject))
+                (keep && reject.answer().in_sync, Ok(reject))
             }
         };
         let persistence = if keep {
@@ -457,9 +566,9 @@ impl Connection {
         } else {
             Persistence::Close
         };
-        match reject {
-            Some(reject) => self.replies.rejected(&reject, &date, persistence),
-            None => self.replies.refused(&date, persistence),
+        match answer {
+            Ok(reject) => self.replies.rejected(&reject, &date, persistence),
+            Err(refusal) => self.replies.refused(refusal, &date, persistence),
         }
         Ok(if keep { Next::Request } else { Next::Close })
     }

@@ -151,9 +151,22 @@ impl Deadlines {
         pace
     }
 
-    /// Gives a new window to a body whose peer could not send, because weir itself waited for memory.
-    pub fn resume(&self, pace: &mut Pace) {
-        pace.at = pace.end.min(self.now.get() + self.allowed.rate_window);
+    /// Begins a wait that is not the peer's fault: for memory, for the answers before.
+    pub fn pause(&self) -> Pause {
+        Pause {
+            began: self.now.get(),
+        }
+    }
+
+    /// Ends a wait, which costs the peer nothing of its time.
+    pub fn resume(&self, pace: &mut Pace, pause: Pause) {
+        let waited = self.now.get() - pause.began;
+        if waited > 0 {
+            // The two sweeps that it was measured by may be a period closer than its ends.
+            let waited = waited + millis(self.period);
+            pace.at = pace.at.saturating_add(waited);
+            pace.end = pace.end.saturating_add(waited);
+        }
     }
 
     fn until(&self, allowed: Millis) -> Pace {
@@ -191,6 +204,12 @@ pub struct Pace {
     /// Bytes that came in this window, and one.
     window_size: usize,
     is_body: bool,
+}
+
+/// A wait that a deadline stands still for.
+#[derive(Debug, Clone, Copy)]
+pub struct Pause {
+    began: Millis,
 }
 
 fn millis(duration: Duration) -> Millis {

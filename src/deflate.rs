@@ -14,6 +14,22 @@ use crate::limits::{GZIP_HEADER_SIZE, GZIP_TRAILER_SIZE, deflate_size_max};
 /// The header of every member: no name, no time, unknown system (RFC 1952 §2.3.1).
 const HEADER: [u8; GZIP_HEADER_SIZE] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
 
+/// What ends a deflate stream behind a flush: an empty final block with fixed codes (RFC 1951 §3.2.6).
+const FINAL_BLOCK: [u8; 2] = [0x03, 0x00];
+
+/// Bytes that [`member_end`] makes.
+pub const MEMBER_END_SIZE: usize = FINAL_BLOCK.len() + GZIP_TRAILER_SIZE;
+
+/// What completes a member whose last bytes were made by a flush: the final block, and the trailer
+/// (RFC 1952 §2.3.1: CRC-32, then the size modulo 2³²). It takes no deflate state, so it can be done after a crash.
+pub fn member_end(raw_crc: u32, raw_size: u64) -> [u8; MEMBER_END_SIZE] {
+    let mut end = [0; MEMBER_END_SIZE];
+    end[..2].copy_from_slice(&FINAL_BLOCK);
+    end[2..6].copy_from_slice(&raw_crc.to_le_bytes());
+    end[6..].copy_from_slice(&(raw_size as u32).to_le_bytes());
+    end
+}
+
 /// The state of one gzip member (RFC 1952) that is written to a buffer its caller keeps.
 pub struct GzipMember {
     deflate: Deflate,
@@ -26,17 +42,6 @@ pub struct GzipMember {
     raw_size_unflushed: usize,
     /// Bytes of the output at the last flush.
     size_flushed: usize,
-}
-
-/// What a closed member is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClosedMember {
-    /// Bytes of the whole member.
-    pub size: usize,
-    /// Bytes before compression.
-    pub raw_size: u64,
-    /// CRC-32 of the bytes before compression.
-    pub crc: u32,
 }
 
 impl GzipMember {
@@ -84,8 +89,18 @@ impl GzipMember {
         self.size_max_after(raw_size) <= output.len()
     }
 
+    /// CRC-32 of the raw bytes so far.
+    pub fn raw_crc(&self) -> u32 {
+        self.crc
+    }
+
+    /// Raw bytes so far.
+    pub fn raw_size(&self) -> u64 {
+        self.raw_size
+    }
+
     /// The member's size if `raw_size` more bytes came and nothing could be compressed.
-    fn size_max_after(&self, raw_size: usize) -> usize {
+    pub fn size_max_after(&self, raw_size: usize) -> usize {
         self.size_flushed + deflate_size_max(self.raw_size_unflushed + raw_size) + GZIP_TRAILER_SIZE
     }
 
@@ -97,25 +112,20 @@ impl GzipMember {
         self.compress(output, raw, DeflateFlush::NoFlush);
     }
 
-    /// Ends the output on a byte boundary; what was appended can be inflated from it.
+    /// Ends the output on a byte boundary; what was appended can be inflated from it. Without new bytes it does nothing.
     pub fn flush(&mut self, output: &mut [u8]) {
-        self.compress(output, &[], DeflateFlush::SyncFlush);
-        self.raw_size_unflushed = 0;
-        self.size_flushed = self.size;
+        if self.raw_size_unflushed > 0 {
+            self.compress(output, &[], DeflateFlush::SyncFlush);
+            self.raw_size_unflushed = 0;
+            self.size_flushed = self.size;
+        }
     }
 
-    /// Writes the final block and the trailer (RFC 1952 §2.3.1: CRC-32, then the size modulo 2³²).
-    pub fn close(&mut self, output: &mut [u8]) -> ClosedMember {
-        self.compress(output, &[], DeflateFlush::Finish);
-        let trailer = &mut output[self.size..self.size + GZIP_TRAILER_SIZE];
-        trailer[..4].copy_from_slice(&self.crc.to_le_bytes());
-        trailer[4..].copy_from_slice(&(self.raw_size as u32).to_le_bytes());
-        self.size += GZIP_TRAILER_SIZE;
-        ClosedMember {
-            size: self.size,
-            raw_size: self.raw_size,
-            crc: self.crc,
-        }
+    /// Completes the member. The same bytes come out whether it was flushed before or not.
+    pub fn close(&mut self, output: &mut [u8]) {
+        self.flush(output);
+        let end = self.size..self.size + MEMBER_END_SIZE;
+        output[end].copy_from_slice(&member_end(self.crc, self.raw_size));
     }
 
     fn compress(&mut self, output: &mut [u8], raw: &[u8], flush: DeflateFlush) {
@@ -130,11 +140,10 @@ impl GzipMember {
             self.size + GZIP_TRAILER_SIZE <= output.len(),
             "deflate exceeded its bound"
         );
-        let done = match flush {
-            DeflateFlush::Finish => matches!(status, Ok(Status::StreamEnd)),
-            _ => matches!(status, Ok(Status::Ok | Status::BufError)),
-        };
-        assert!(done, "deflate failed: {status:?}");
+        assert!(
+            matches!(status, Ok(Status::Ok | Status::BufError)),
+            "deflate failed: {status:?}"
+        );
     }
 }
 
@@ -183,12 +192,13 @@ mod tests {
                         member.append(&mut output, piece);
                         appended += piece.len();
                     }
-                    let closed = member.close(&mut output);
-                    assert_eq!(closed.raw_size, appended as u64);
-                    assert_eq!(inflate_one_member(&output[..closed.size]), raw[..appended]);
+                    member.close(&mut output);
+                    let size = member.size() + MEMBER_END_SIZE;
+                    assert_eq!(member.raw_size(), appended as u64);
+                    assert_eq!(inflate_one_member(&output[..size]), raw[..appended]);
                     if raw == &random {
                         // What is left is less than the worst case of one more piece.
-                        let left = output.len() - closed.size;
+                        let left = output.len() - size;
                         assert!(
                             left <= deflate_size_max(append_size) + 64,
                             "level {level}: {left}"
@@ -206,8 +216,11 @@ mod tests {
         let mut output = vec![0; 256];
         let mut member = GzipMember::new(2);
         member.open(&mut output);
-        let closed = member.close(&mut output);
-        assert_eq!(inflate_one_member(&output[..closed.size]), b"");
+        member.close(&mut output);
+        assert_eq!(
+            inflate_one_member(&output[..member.size() + MEMBER_END_SIZE]),
+            b""
+        );
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //! Before it: [`crate::connection`] has the whole body in a slab.
 //! After it: the rows are in the table's open upload buffer, and the request can be answered.
 //! Thread: one reactor. Allocates: its scratch, once.
-//! Invariant: validation finishes before the first byte is encoded, and once a byte is encoded the request can no
-//! longer be refused.
+//! Invariant: validation finishes before the first byte is encoded, and so does the claim on all the disk space that
+//! the request can need. What can still refuse it half way is a disk that fails meanwhile, or, where a route promises
+//! memory alone, a destination that stands still.
 //! Not here: compression ([`crate::deflate`]) and the buffers' life ([`crate::upload_buffer`]).
 //!
 //! One request encodes at a time. It matters only when the upload buffers run out in the middle of a request: that
@@ -14,9 +15,9 @@ use std::cell::RefCell;
 use std::time::Instant;
 
 use crate::clock::Rfc3339Millis;
-use crate::config::{Envelope, Route};
+use crate::config::{Ack, Envelope, Route};
 use crate::envelope::Frame;
-use crate::error::Reject;
+use crate::error::{Refusal, Reject};
 use crate::limits::{STAGING_SIZE, row_size_max};
 use crate::records::RecordStarts;
 use crate::records::json::Checker;
@@ -61,14 +62,26 @@ pub struct Encoded {
     pub record_count: u64,
     /// Bytes of rows, before compression.
     pub row_bytes: u64,
+    /// The table's rows up to and including the request's last.
+    pub position: u64,
 }
 
-/// Why a request was not encoded; nothing of it was.
+/// Why a request was not encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotEncoded {
+    /// Nothing of it was.
     Rejected(Reject),
-    /// No upload buffer came free in time.
-    Refused,
+    /// This many of its rows are in upload buffers nevertheless.
+    Refused { refusal: Refusal, row_count: u64 },
+}
+
+impl From<Refusal> for NotEncoded {
+    fn from(refusal: Refusal) -> Self {
+        NotEncoded::Refused {
+            refusal,
+            row_count: 0,
+        }
+    }
 }
 
 impl Encoder {
@@ -104,11 +117,12 @@ impl Encoder {
             .until(Some(deadline), || self.scratch.borrow_mut().take())
             .await;
         let Some(mut scratch) = turn else {
-            return Err(NotEncoded::Refused);
+            return Err(Refusal::Busy.into());
         };
         let outcome = self
             .encode_in_turn(&mut scratch, buffers, request, deadline)
             .await;
+        buffers.unclaim();
         *self.scratch.borrow_mut() = Some(scratch);
         self.queue.wake_one();
         outcome
@@ -152,36 +166,91 @@ impl Encoder {
             return Ok(Encoded {
                 record_count: 0,
                 row_bytes: 0,
+                position: 0,
             });
         };
         frame.compose(route.envelope, path, &route.default_tag, &timestamp);
         let table_index = route.table_index;
+        let row_bytes = records.size + records.count * frame.size();
+        buffers.claim(table_index, records.count, row_bytes)?;
         let first_row_size = first.len() + frame.size();
-        if !buffers
+        buffers
             .reserve(table_index, first_row_size, Some(deadline))
-            .await
-        {
-            return Err(NotEncoded::Refused);
+            .await?;
+        let rows = Rows {
+            buffers,
+            table_index,
+            // A disk that is slow makes a durable request late, and no more.
+            deadline: Some(deadline).filter(|_| route.ack == Ack::Memory),
+        };
+        let position_before = buffers.position(table_index);
+        let appended = rows.append_all(starts.iter(body), frame, staging).await;
+        let position = buffers.position(table_index);
+        buffers.complete(table_index, route.ack == Ack::Delivered);
+        match appended {
+            Ok(()) => Ok(Encoded {
+                record_count: records.count as u64,
+                row_bytes: row_bytes as u64,
+                position,
+            }),
+            Err(refusal) => {
+                staging.clear();
+                Err(NotEncoded::Refused {
+                    refusal,
+                    row_count: position - position_before,
+                })
+            }
         }
-        // From here on the request is accepted: what follows may wait, but cannot fail.
-        let mut row_bytes = 0;
-        for record in starts.iter(body) {
+    }
+}
+
+/// Where the rows of one request go.
+struct Rows<'a> {
+    buffers: &'a UploadBuffers,
+    table_index: usize,
+    /// Until when a row may wait for a buffer.
+    deadline: Option<Instant>,
+}
+
+impl Rows<'_> {
+    async fn append_all(
+        &self,
+        records: impl Iterator<Item = &[u8]>,
+        frame: &Frame,
+        staging: &mut Staging,
+    ) -> Result<(), Refusal> {
+        for record in records {
             let row_size = record.len() + frame.size();
-            row_bytes += row_size as u64;
             if !staging.has_room(row_size) {
-                staging.drain(buffers, table_index).await;
+                self.append_staged(staging).await?;
             }
             if staging.has_room(row_size) {
                 staging.push_row(frame, record);
             } else {
-                append_large_row(buffers, table_index, frame, record, row_size).await;
+                self.reserve(row_size).await?;
+                self.buffers.append(self.table_index, frame.prefix(), 0);
+                self.buffers.append(self.table_index, record, 0);
+                self.buffers.append(self.table_index, frame.suffix(), 1);
             }
         }
-        staging.drain(buffers, table_index).await;
-        Ok(Encoded {
-            record_count: records.count as u64,
-            row_bytes,
-        })
+        self.append_staged(staging).await
+    }
+
+    async fn append_staged(&self, staging: &mut Staging) -> Result<(), Refusal> {
+        if staging.row_count > 0 {
+            self.reserve(staging.size).await?;
+            let rows = &staging.bytes[..staging.size];
+            self.buffers
+                .append(self.table_index, rows, staging.row_count);
+            staging.clear();
+        }
+        Ok(())
+    }
+
+    async fn reserve(&self, raw_size: usize) -> Result<(), Refusal> {
+        self.buffers
+            .reserve(self.table_index, raw_size, self.deadline)
+            .await
     }
 }
 
@@ -199,33 +268,8 @@ impl Staging {
         self.row_count += 1;
     }
 
-    async fn drain(&mut self, buffers: &UploadBuffers, table_index: usize) {
-        if self.row_count > 0 {
-            reserve_without_deadline(buffers, table_index, self.size).await;
-            buffers.append(table_index, &self.bytes[..self.size], self.row_count);
-            self.size = 0;
-            self.row_count = 0;
-        }
+    fn clear(&mut self) {
+        self.size = 0;
+        self.row_count = 0;
     }
-}
-
-async fn append_large_row(
-    buffers: &UploadBuffers,
-    table_index: usize,
-    frame: &Frame,
-    record: &[u8],
-    row_size: usize,
-) {
-    reserve_without_deadline(buffers, table_index, row_size).await;
-    buffers.append(table_index, frame.prefix(), 0);
-    buffers.append(table_index, record, 0);
-    buffers.append(table_index, frame.suffix(), 1);
-}
-
-async fn reserve_without_deadline(buffers: &UploadBuffers, table_index: usize, raw_size: usize) {
-    let reserved = buffers.reserve(table_index, raw_size, None).await;
-    assert!(
-        reserved,
-        "one request encodes at a time, so the queue has room"
-    );
 }

@@ -99,8 +99,35 @@ pub enum Fatal {
     ReactorPanicked,
 
     #[error(
-        "{batches_undelivered} sealed batches were not delivered within limits.drain and are \
-         lost; the log above says why"
+        "the spool {} is in use by another weir; stop that one, or give this one a spool.directory of its own",
+        path.display()
+    )]
+    SpoolLocked { path: PathBuf },
+
+    #[error(
+        "cannot use the spool {}: {source}; create it writable for this user on a disk that is, or change \
+         spool.directory", path.display()
+    )]
+    SpoolUnusable { path: PathBuf, source: io::Error },
+
+    #[error(
+        "the segment {} has format version {version}, and this weir reads version {}; deliver what it holds with the \
+         weir that wrote it, or change spool.directory", path.display(), crate::spool::segment::VERSION
+    )]
+    SpoolVersion { path: PathBuf, version: u32 },
+
+    #[error(
+        "{damaged_count} segments are damaged; weir delivers what is whole of them and puts them aside, see above for \
+         what is lost"
+    )]
+    SpoolDamaged { damaged_count: usize },
+
+    #[error("no segment {segment} with a batch in {}; `weir spool ls` lists them", path.display())]
+    NoSegment { segment: String, path: PathBuf },
+
+    #[error(
+        "{batches_undelivered} sealed batches that were in memory alone were not delivered within limits.drain and \
+         are lost; the log above says why"
     )]
     Undelivered { batches_undelivered: usize },
 
@@ -139,6 +166,70 @@ const _: () = assert!(
         && PROXY_HEADER_SIZE_MAX == 4 * KIB,
     "the details of the rejects name these numbers"
 );
+
+/// Why a request that was not the peer's fault is not acknowledged: 503. It can be sent again; what of it was stored
+/// already may then be stored twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// No free slab or upload buffer in time.
+    Busy,
+    /// The disk budget is spent.
+    SpoolFull,
+    /// The disk failed under the commit that covers the request, or has failed for good.
+    StorageFault,
+    /// Not delivered within `limits.ack`; the records are in the spool.
+    AckTimeout,
+}
+
+/// How a [`Refusal`] is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RefusalAnswer {
+    /// The stable name in the body's `code` and in the metric's label.
+    pub code: &'static str,
+    /// One sentence for the sender.
+    pub detail: &'static str,
+    /// Seconds.
+    pub retry_after: u8,
+}
+
+impl Refusal {
+    pub const ALL: [Refusal; 4] = [
+        Refusal::Busy,
+        Refusal::SpoolFull,
+        Refusal::StorageFault,
+        Refusal::AckTimeout,
+    ];
+
+    pub const fn answer(self) -> RefusalAnswer {
+        let (code, detail, retry_after) = match self {
+            Refusal::Busy => (
+                "busy",
+                "no free buffer within limits.wait: send it again",
+                1,
+            ),
+            Refusal::SpoolFull => (
+                "spool_full",
+                "the destination is behind and spool.size is spent: send it again later",
+                5,
+            ),
+            Refusal::StorageFault => (
+                "storage_fault",
+                "the disk failed before the records were durable: send them again",
+                5,
+            ),
+            Refusal::AckTimeout => (
+                "ack_timeout",
+                "not delivered within limits.ack; the records are in the spool and will be",
+                5,
+            ),
+        };
+        RefusalAnswer {
+            code,
+            detail,
+            retry_after,
+        }
+    }
+}
 
 /// What the peer got wrong. One table ([`Reject::answer`]) maps each to its answer; nothing of the request is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

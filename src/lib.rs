@@ -9,9 +9,10 @@
 //! 5. [`records`]: the body is checked in full, split and compacted where it lies.
 //! 6. [`envelope`] and [`encoder`]: records become rows.
 //! 7. [`deflate`]: rows become one streaming gzip member, in an [`upload_buffer`].
-//! 8. [`uplink`]: the sealed buffer is delivered, and comes back.
+//! 8. [`commit`]: what the member grew by becomes a frame of its segment in the [`spool`], synced; [`ack`] answers.
+//! 9. [`uplink`]: the sealed buffer, or the segment, is delivered, and comes back.
 //!
-//! [`reactor`] is the core on which 1 to 7 happen, and shares nothing; [`node`] is all of them.
+//! [`reactor`] is the core on which 1 to 8 happen, and shares nothing; [`node`] is all of them.
 
 pub mod cli;
 pub mod config;
@@ -36,6 +37,9 @@ pub mod envelope;
 pub mod encoder;
 pub mod deflate;
 pub mod upload_buffer;
+pub mod spool;
+pub mod commit;
+pub mod ack;
 pub mod uplink;
 pub mod metrics;
 pub mod admin;

@@ -45,8 +45,8 @@ pub const REACTOR_RUNTIME_SIZE: usize = 512 * KIB;
 pub const CONTROL_SIZE: usize = 16 * MIB;
 
 /// What the uplink holds for the one batch of each core that it delivers at a time: a thread for
-/// the file system, names, handles. The bytes themselves are in the core's upload buffer.
-pub const UPLINK_TRANSFER_SIZE: usize = 256 * KIB;
+/// the file system, names, handles, and a window on its segment where it is no longer in memory.
+pub const UPLINK_TRANSFER_SIZE: usize = 256 * KIB + FRAME_BUFFER_SIZE;
 
 // --- the listener and its connections ---------------------------------------------------------
 
@@ -240,6 +240,52 @@ pub const fn upload_buffer_size_min(record_size: usize) -> usize {
     GZIP_HEADER_SIZE + deflate_size_max(row_size_max(record_size)) + GZIP_TRAILER_SIZE
 }
 
+// --- the spool --------------------------------------------------------------------------------
+
+/// What a disk writes whole or not at all: a logical block. Frames begin and end on it, so that no
+/// write touches bytes that an earlier one has made durable.
+pub const SECTOR_SIZE: usize = 512;
+
+/// The head of a segment: what its batch is, and in the last sector whether it was delivered.
+/// Format: `docs/SPOOL_FORMAT.md`.
+pub const SEGMENT_HEADER_SIZE: usize = 4 * KIB;
+
+/// The head of a frame; the same bytes stand at its end once more.
+pub const FRAME_HEADER_SIZE: usize = 64;
+
+/// Where a frame is put together before it is written, per core, in bytes.
+/// A commit that does not fit becomes several frames.
+pub const FRAME_BUFFER_SIZE: usize = 256 * KIB;
+
+/// The bytes a frame with `payload_size` bytes takes on disk.
+pub const fn frame_size(payload_size: usize) -> usize {
+    (payload_size + 2 * FRAME_HEADER_SIZE).next_multiple_of(SECTOR_SIZE)
+}
+
+/// The largest payload of a frame that is written together with the segment's header.
+pub const FRAME_PAYLOAD_SIZE_MAX: usize =
+    FRAME_BUFFER_SIZE - SEGMENT_HEADER_SIZE - 2 * FRAME_HEADER_SIZE;
+
+/// The bytes of a segment that holds a batch of `buffer_size` bytes: the batch, and a sixteenth for
+/// heads and padding. Many small commits use that up, and then the batch is sealed early.
+pub const fn segment_size(buffer_size: usize) -> usize {
+    SEGMENT_HEADER_SIZE
+        + (buffer_size + buffer_size / 16 + 4 * SECTOR_SIZE).next_multiple_of(PAGE_SIZE)
+}
+
+/// The most segments of one spool.
+pub const SEGMENT_COUNT_MAX: usize = 1 << 20;
+
+/// Segments per core at least: one is filled while another is delivered.
+pub const SEGMENT_COUNT_MIN: usize = 2;
+
+/// What the process remembers of each segment while its batch waits for delivery.
+pub const SEGMENT_STATE_SIZE: usize = 256;
+
+/// What a core remembers of each batch whose delivery somebody may wait for: an entry in the queue
+/// that reports it, and one in the order of the table's batches.
+pub const REPORT_STATE_SIZE: usize = 64;
+
 // --- times and sums ---------------------------------------------------------------------------
 
 /// The upper bound of every duration in the configuration: longer is a mistake of units.
@@ -275,6 +321,15 @@ const _: () = {
     assert!(UPLOAD_BUFFER_COUNT_MIN <= UPLOAD_BUFFER_COUNT_MAX);
     assert!(UPLOAD_BUFFER_COUNT_MAX <= u16::MAX as usize);
     assert!(ENTITY_NAME_SIZE_MAX >= FILE_NAME_SIZE_MAX);
+    // A frame buffer is written as it is, with the segment's header in front or without.
+    assert!(FRAME_BUFFER_SIZE.is_multiple_of(PAGE_SIZE) && SEGMENT_HEADER_SIZE == PAGE_SIZE);
+    assert!(SEGMENT_HEADER_SIZE + frame_size(FRAME_PAYLOAD_SIZE_MAX) <= FRAME_BUFFER_SIZE);
+    // However a payload is split in two, it takes this much more at most.
+    assert!(2 * FRAME_HEADER_SIZE + SECTOR_SIZE <= 2 * SECTOR_SIZE);
+    assert!(frame_size(0) == SECTOR_SIZE && frame_size(SECTOR_SIZE) == 2 * SECTOR_SIZE);
+    // A segment is numbered by 32 bits, and holds a batch of any size in frames of any size.
+    assert!(SEGMENT_COUNT_MAX <= u32::MAX as usize);
+    assert!(segment_size(UPLOAD_BUFFER_SIZE_MAX) < u32::MAX as usize);
     assert!(COMPRESSION_LEVEL_MIN < COMPRESSION_LEVEL_MAX);
     // The largest configurable sum stays far inside 64 bits.
     assert!(

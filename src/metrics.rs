@@ -11,7 +11,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use crate::error::Reject;
+use crate::error::{Refusal, Reject};
 use crate::limits::SLAB_CLASS_COUNT_MAX;
 
 /// What a core counts. The order is that of the values in a snapshot.
@@ -20,16 +20,22 @@ use crate::limits::SLAB_CLASS_COUNT_MAX;
 pub enum Count {
     /// Requests that have an outcome.
     Received,
-    /// Every record of the request is in an upload buffer.
+    /// The promise of the route was kept for every record of the request.
     Accepted,
     /// The peer's fault: a 4xx or 501 was answered.
     Rejected,
-    /// No buffer in time: 503 was answered.
+    /// Not the peer's fault: 503 was answered.
     Refused,
     /// The stream ended within the request.
     Aborted,
     /// Records of accepted requests; each became one row.
     Records,
+    /// Records that became rows, of requests that were refused then.
+    RecordsUnacknowledged,
+    /// Rows put into upload buffers.
+    RowsAppended,
+    /// Rows whose commit returned. A row that moves to another segment is counted where it is.
+    RowsDurable,
     /// Bytes read from sockets.
     BytesReceived,
     /// Bytes of rows before compression.
@@ -38,6 +44,12 @@ pub enum Count {
     BatchesSealed,
     /// Bytes of sealed upload buffers: compressed.
     BatchBytes,
+    Commits,
+    /// Bytes of the frames of commits.
+    CommitBytes,
+    /// Time from the start of a commit to the return of its sync, all commits together.
+    CommitMicroseconds,
+    CommitFailures,
     /// Connections accepted since start.
     Connections,
     /// Connections turned away, as their address has too many.
@@ -50,16 +62,20 @@ pub enum Count {
     ConnectionsOpen,
     UploadBuffersFree,
     UploadBuffersOpen,
+    UploadBuffersSealed,
     UploadBuffersInUplink,
     /// Seconds since start at which the reactor last ticked.
     HeartbeatSeconds,
+    /// 1 where nothing more can become durable on this core.
+    StorageFailed,
     /// 1 where the slabs are registered with the ring.
     SlabsRegistered,
     /// The first of three gauges per slab class.
     Slabs,
 }
 
-const REJECTS_BEGIN: usize = Count::Slabs as usize + 3 * SLAB_CLASS_COUNT_MAX;
+const REFUSALS_BEGIN: usize = Count::Slabs as usize + 3 * SLAB_CLASS_COUNT_MAX;
+const REJECTS_BEGIN: usize = REFUSALS_BEGIN + Refusal::ALL.len();
 const VALUE_COUNT: usize = REJECTS_BEGIN + Reject::CODES.len();
 
 /// One core's values.
@@ -125,6 +141,11 @@ impl Update<'_> {
         self.add_at(count as usize, more);
     }
 
+    pub fn sub(&self, count: Count, less: u64) {
+        let value = &self.values[count as usize];
+        value.store(value.load(Ordering::Relaxed) - less, Ordering::Relaxed);
+    }
+
     pub fn set(&self, count: Count, value: u64) {
         self.values[count as usize].store(value, Ordering::Relaxed);
     }
@@ -135,6 +156,11 @@ impl Update<'_> {
         for (value, count) in self.values[begin..begin + 3].iter().zip(counts) {
             value.store(count as u64, Ordering::Relaxed);
         }
+    }
+
+    /// Counts a refusal under its code.
+    pub fn add_refusal(&self, refusal: Refusal) {
+        self.add_at(REFUSALS_BEGIN + refusal as usize, 1);
     }
 
     /// Counts a reject under its code.
@@ -164,6 +190,14 @@ impl Snapshot {
     pub fn slabs(&self, class_index: usize) -> [u64; 3] {
         let begin = Count::Slabs as usize + 3 * class_index;
         std::array::from_fn(|index| self.values[begin + index])
+    }
+
+    /// Refusals by code.
+    pub fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Refusal::ALL
+            .into_iter()
+            .map(|refusal| refusal.answer().code)
+            .zip(self.values[REFUSALS_BEGIN..].iter().copied())
     }
 
     /// Rejects by code.

@@ -6,6 +6,7 @@
 //! Invariant: a node that started accepts on every listener; one that could not start has said why, and left nothing
 //! running.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -21,11 +22,16 @@ use crate::admin::Admin;
 use crate::admission::Admission;
 use crate::budget::Budget;
 use crate::budget::machine::Machine;
-use crate::config::Config;
+use crate::config::{Config, Table};
 use crate::error::Fatal;
+use crate::limits::FRAME_BUFFER_SIZE;
+use crate::memory::Region;
 use crate::metrics::{CoreMetrics, Snapshot};
 use crate::reactor::{Phase, Reactor, Ready, Remainder};
-use crate::uplink::{Handover, Sink, Uplink, UplinkMetrics};
+use crate::spool::disk::Disk;
+use crate::spool::recover::PendingBatch;
+use crate::spool::{self, Opened, Segments, Spool, SpoolMetrics};
+use crate::uplink::{self, Handover, Sink, Uplink, UplinkMetrics};
 
 /// A running node.
 pub struct Node {
@@ -44,6 +50,13 @@ pub struct Node {
 pub struct NodeMetrics {
     pub cores: Vec<Arc<CoreMetrics>>,
     pub uplink: Arc<UplinkMetrics>,
+    pub spool: Option<SpoolView>,
+}
+
+/// What there is to see of the spool.
+pub struct SpoolView {
+    pub segments: Arc<Segments>,
+    pub metrics: Arc<SpoolMetrics>,
 }
 
 impl NodeMetrics {
@@ -70,6 +83,16 @@ impl Node {
     /// Starts a node. `floor_receive` is for measurements only: see [`Reactor::floor_receive`].
     pub fn start(config: Config, floor_receive: bool) -> Result<Node, Fatal> {
         Budget::new(&config).verify(&config, &Machine::read())?;
+        let disk = spool::take(&config)?;
+        Self::start_on(config, floor_receive, disk)
+    }
+
+    /// Starts a node whose spool is on `disk`; none where no table is spooled.
+    pub fn start_on<D: Disk>(
+        config: Config,
+        floor_receive: bool,
+        disk: Option<D>,
+    ) -> Result<Node, Fatal> {
         let admission = Arc::new(Admission::load(&config)?);
         raise_descriptor_limit();
         let core_count = config.cores;
@@ -91,7 +114,8 @@ impl Node {
 
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
-            .max_blocking_threads(core_count)
+            // A delivery per core, one that opens segments, and one that recovers them.
+            .max_blocking_threads(core_count + 2)
             .thread_name("weir-uplink")
             .enable_all()
             .build()
@@ -99,18 +123,29 @@ impl Node {
                 action: "starting the uplink runtime".into(),
                 source,
             })?;
-        let started_at = jiff::Timestamp::now()
-            .strftime("%Y%m%dT%H%M%S%6fZ")
-            .to_string();
-        let sink = Arc::new(Sink::open(
-            &config,
-            &format!("weir-{started_at}-{}", std::process::id()),
-        )?);
+        let run = uuid::Uuid::now_v7();
+        let (spool, pending, tables) = match disk {
+            Some(disk) => {
+                let Opened {
+                    spool,
+                    pending,
+                    tables,
+                } = Spool::open(disk, &config, run)?;
+                (Some(spool), pending, tables)
+            }
+            None => (None, VecDeque::new(), config.tables.clone()),
+        };
+        let segments = spool.as_ref().map(|spool| spool.segments().clone());
+        let sink = Arc::new(Sink::open(&config, &tables)?);
         let metrics = Arc::new(NodeMetrics {
             cores: (0..core_count)
                 .map(|_| Arc::new(CoreMetrics::new()))
                 .collect(),
             uplink: Arc::new(UplinkMetrics::default()),
+            spool: spool.as_ref().map(|spool| SpoolView {
+                segments: spool.segments().clone(),
+                metrics: spool.metrics().clone(),
+            }),
         });
         let (phase, phase_seen) = watch::channel(Phase::Running);
         let admin = Admin::bind(config.admin.address)?;
@@ -120,23 +155,40 @@ impl Node {
         let (ready_sender, ready_receiver) = mpsc::channel();
         let (end_sender, ended) = mpsc::channel();
         let mut reactors = Vec::with_capacity(core_count);
+        let handover = || {
+            let reported_max = config.reported_max();
+            let buffer_count = config.upload.buffer_count;
+            Arc::new(Handover::new(buffer_count, reported_max, segments.clone()))
+        };
+        let handovers: Arc<Vec<_>> = Arc::new((0..core_count).map(|_| handover()).collect());
         for (index, listeners) in sockets.into_iter().enumerate() {
-            let handover = Arc::new(Handover::new(config.upload.buffer_count));
+            let window = Region::map(FRAME_BUFFER_SIZE).map_err(|source| Fatal::Io {
+                action: "mapping a window on the spool".into(),
+                source,
+            })?;
             runtime.spawn(
                 Uplink {
-                    handover: handover.clone(),
+                    core_index: index,
+                    handovers: handovers.clone(),
+                    spool: spool.clone(),
+                    window: Some(window),
                     sink: sink.clone(),
                     metrics: metrics.uplink.clone(),
+                    phase: phase_seen.clone(),
                 }
                 .run(),
             );
             let reactor = Reactor {
+                run,
                 index,
                 cpu: (core_count <= cpus.len()).then(|| cpus[index]),
                 config: config.clone(),
                 admission: admission.clone(),
                 listeners,
-                handover,
+                handover: handovers[index].clone(),
+                spool: spool
+                    .as_ref()
+                    .map(|spool| (spool.segments().clone(), spool.disk().clone())),
                 metrics: metrics.cores[index].clone(),
                 phase: phase_seen.clone(),
                 floor_receive,
@@ -161,6 +213,10 @@ impl Node {
         for index in 0..core_count {
             let ready = ready_receiver.recv().unwrap_or(Err(Fatal::ReactorPanicked));
             report_ready(index, ready?);
+        }
+        if let Some(spool) = spool {
+            runtime.spawn(uplink::refill(spool.clone(), handovers));
+            runtime.spawn(recover(spool, pending, tables));
         }
         admin.serve(&runtime, metrics.clone(), config.clone(), phase_seen);
         Ok(Node {
@@ -224,6 +280,16 @@ impl Node {
                 Err(_) => panicked = true,
             }
         }
+        let backlog_count = match &self.metrics.spool {
+            Some(spool) => spool.segments.backlog_count(),
+            None => 0,
+        };
+        if backlog_count > 0 {
+            tracing::info!(
+                batches = backlog_count,
+                "undelivered batches stay in the spool, and are delivered after the next start"
+            );
+        }
         self.runtime.shutdown_background();
         if panicked {
             Err(Fatal::ReactorPanicked)
@@ -233,6 +299,50 @@ impl Node {
             })
         } else {
             Ok(())
+        }
+    }
+}
+
+/// Brings what an earlier run left into the backlog, one batch at a time, while the node accepts already.
+async fn recover<D: Disk>(
+    spool: Arc<Spool<D>>,
+    pending: VecDeque<PendingBatch>,
+    tables: Vec<Table>,
+) {
+    let batch_count = pending.len();
+    if batch_count == 0 {
+        return;
+    }
+    tracing::info!(
+        batches = batch_count,
+        "an earlier run left batches in the spool"
+    );
+    let recovering = tokio::task::spawn_blocking(move || {
+        let mut window = Region::map(FRAME_BUFFER_SIZE)?;
+        let mut row_count = 0;
+        for batch in pending {
+            match spool.recover(&batch, &tables, &mut window) {
+                Ok(Some(batch)) => {
+                    row_count += batch.totals.row_count;
+                    spool.segments().defer(batch);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    let segment = batch.segments[0].0.slot.file_name();
+                    tracing::error!(%error, segment, "a segment cannot be read now; it stays for the next start");
+                }
+            }
+        }
+        Ok::<u64, std::io::Error>(row_count)
+    });
+    match recovering.await.expect("recovering does not panic") {
+        Ok(row_count) => tracing::info!(
+            batches = batch_count,
+            rows = row_count,
+            "the spool is recovered, and is being delivered"
+        ),
+        Err(error) => {
+            tracing::error!(%error, "the spool cannot be recovered now; it stays for the next start")
         }
     }
 }

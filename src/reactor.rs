@@ -18,21 +18,27 @@ use tokio::sync::watch;
 use crate::accept::{self, Connections};
 use crate::admission::Admission;
 use crate::clock::Clock;
+use crate::commit;
 use crate::config::{Config, Registered};
 use crate::encoder::Encoder;
-use crate::error::{Fatal, Reject};
-use crate::limits::RING_ENTRY_COUNT;
+use crate::error::{Fatal, Refusal, Reject};
+use crate::limits::{FRAME_BUFFER_SIZE, RING_ENTRY_COUNT};
+use crate::memory::Region;
 use crate::metrics::{CoreMetrics, Count};
 use crate::route::Routes;
 use crate::slab::Slabs;
-use crate::uplink::Handover;
+use crate::spool::Segments;
+use crate::spool::disk::Disk;
+use crate::uplink::{Handover, Returned};
 use crate::upload_buffer::UploadBuffers;
 
 /// How often a core looks at the ages of its upload buffers and publishes its gauges.
 const TICK: Duration = Duration::from_millis(100);
 
 /// What a reactor is started with.
-pub struct Reactor {
+pub struct Reactor<D> {
+    /// UUIDv7 of this run of the process.
+    pub run: uuid::Uuid,
     pub index: usize,
     /// The CPU to be pinned to; none where there are fewer CPUs than cores.
     pub cpu: Option<usize>,
@@ -42,6 +48,8 @@ pub struct Reactor {
     /// In the order of the configuration.
     pub listeners: Vec<TcpListener>,
     pub handover: Arc<Handover>,
+    /// The free segments and the disk they are on, where a table is spooled.
+    pub spool: Option<(Arc<Segments>, D)>,
     pub metrics: Arc<CoreMetrics>,
     /// The phase of the node's life; a change wakes the reactor.
     pub phase: watch::Receiver<Phase>,
@@ -78,7 +86,7 @@ pub struct Core {
     pub clock: Clock,
     pub slabs: Rc<Slabs>,
     pub encoder: Encoder,
-    pub upload_buffers: UploadBuffers,
+    pub upload_buffers: Rc<UploadBuffers>,
     pub routes: Routes,
     pub admission: Arc<Admission>,
     pub connections: Connections,
@@ -103,22 +111,35 @@ impl Core {
             .update(|update| update.add(Count::BytesReceived, size as u64));
     }
 
-    /// Counts an accepted request; the number of its records.
-    pub fn accepted(&self, record_count: u64, row_bytes: u64) -> u64 {
+    /// Counts an accepted request.
+    pub fn count_accepted(&self, record_count: u64, row_bytes: u64) {
         self.metrics.update(|update| {
             update.add(Count::Received, 1);
             update.add(Count::Accepted, 1);
             update.add(Count::Records, record_count);
             update.add(Count::RowBytes, row_bytes);
         });
-        record_count
     }
 
-    /// Counts a request that was refused or aborted.
-    pub fn count_outcome(&self, outcome: Count) {
+    /// Counts rows whose request is refused although they may be stored.
+    pub fn count_unacknowledged(&self, row_count: u64) {
+        self.metrics
+            .update(|update| update.add(Count::RecordsUnacknowledged, row_count));
+    }
+
+    pub fn count_refused(&self, refusal: Refusal) {
         self.metrics.update(|update| {
             update.add(Count::Received, 1);
-            update.add(outcome, 1);
+            update.add(Count::Refused, 1);
+            update.add_refusal(refusal);
+        });
+    }
+
+    /// Counts a request whose peer went away.
+    pub fn count_aborted(&self) {
+        self.metrics.update(|update| {
+            update.add(Count::Received, 1);
+            update.add(Count::Aborted, 1);
         });
     }
 
@@ -143,13 +164,16 @@ impl Core {
             }
             update.set(Count::UploadBuffersFree, buffers.free as u64);
             update.set(Count::UploadBuffersOpen, buffers.open as u64);
+            update.set(Count::UploadBuffersSealed, buffers.sealed as u64);
             update.set(Count::UploadBuffersInUplink, buffers.in_uplink as u64);
             update.set(Count::HeartbeatSeconds, started_at.elapsed().as_secs());
+            let storage_failed = self.upload_buffers.storage_failed();
+            update.set(Count::StorageFailed, u64::from(storage_failed));
         });
     }
 }
 
-impl Reactor {
+impl<D: Disk> Reactor<D> {
     /// Runs the core on the calling thread until the node ends. `ready` is told once, before anything is accepted.
     pub fn run(self, ready: impl FnOnce(Result<Ready, Fatal>)) -> Remainder {
         if let Some(cpu) = self.cpu {
@@ -206,6 +230,20 @@ impl Reactor {
         tokio_uring::spawn(tick(core.clone(), started_at));
         tokio_uring::spawn(accept::sweep_deadlines(core.clone()));
         tokio_uring::spawn(take_returns(core.clone(), self.handover.clone()));
+        if let Some((_, disk)) = self.spool {
+            let frame = match Region::map(FRAME_BUFFER_SIZE) {
+                Ok(frame) => frame,
+                Err(source) => {
+                    ready(Err(Fatal::Io {
+                        action: "mapping the frame buffer".into(),
+                        source,
+                    }));
+                    return Remainder::default();
+                }
+            };
+            let (buffers, metrics) = (core.upload_buffers.clone(), core.metrics.clone());
+            tokio_uring::spawn(commit::commit(buffers, disk, frame, metrics));
+        }
         ready(Ok(Ready {
             registration_refused,
         }));
@@ -227,7 +265,7 @@ impl Reactor {
         }
         core.publish_gauges(started_at);
         Remainder {
-            batches_undelivered: core.upload_buffers.counts().in_uplink,
+            batches_undelivered: core.upload_buffers.unspooled_in_uplink_count(),
         }
     }
 
@@ -250,8 +288,10 @@ impl Reactor {
             return Err(Fatal::SlabsNotRegistered { size, source });
         }
         let upload_buffers = UploadBuffers::map(
+            self.run,
             self.index,
             config,
+            self.spool.as_ref().map(|(segments, _)| segments.clone()),
             self.handover.clone(),
             self.metrics.clone(),
         )
@@ -267,7 +307,7 @@ impl Reactor {
             clock: Clock::new(),
             encoder: Encoder::new(slabs.size_max(), config.limits.record, connections_max),
             slabs,
-            upload_buffers,
+            upload_buffers: Rc::new(upload_buffers),
             routes: Routes::new(config),
             admission: self.admission.clone(),
             connections: Connections::new(config),
@@ -308,10 +348,14 @@ async fn tick(core: Rc<Core>, started_at: Instant) {
     }
 }
 
-/// Takes upload buffers back from the uplink.
+/// Takes upload buffers back from the uplink, and hears what is delivered.
 async fn take_returns(core: Rc<Core>, handover: Arc<Handover>) {
+    let buffers = &core.upload_buffers;
     loop {
-        let buffer = handover.returned().await;
-        core.upload_buffers.give_back(buffer);
+        match handover.returned().await {
+            Returned::Buffer(buffer) => buffers.give_back(buffer),
+            Returned::Delivered(delivered) => buffers.delivered(&delivered),
+            Returned::Nudge => buffers.look_again(),
+        }
     }
 }

@@ -139,6 +139,34 @@ impl WaitQueue {
     }
 }
 
+/// A bell for one task: it wakes who waits, or the next who comes to wait.
+#[derive(Default)]
+pub struct Bell {
+    rung: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Bell {
+    pub fn ring(&self) {
+        self.rung.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Completes once it was rung since the last time. Only one task may wait.
+    pub async fn rung(&self) {
+        poll_fn(|context| {
+            if self.rung.take() {
+                return Poll::Ready(());
+            }
+            self.waker.set(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::rc::Rc;

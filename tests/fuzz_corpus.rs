@@ -30,6 +30,11 @@ fn http1() {
 }
 
 #[test]
+fn segment() {
+    replay("segment", bodies::segment);
+}
+
+#[test]
 fn connection() {
     replay("connection", bodies::connection);
 }

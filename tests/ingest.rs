@@ -333,7 +333,7 @@ fn without_a_free_upload_buffer_requests_are_refused_and_later_taken_again() {
     // A table's directory that turns into a file makes every write fail until it is repaired.
     let weir = Weir::start(
         "[upload]\nbuffer_count = 2\nbuffer_size = \"128KiB\"\n\
-         [limits]\nrecord = \"64KiB\"\nwait = \"50ms\"\n",
+         [limits]\nrecord = \"64KiB\"\nwait = \"50ms\"\n[[route]]\nack = \"memory\"\n",
     );
     let directory = weir.directory.path().join("out/Telemetry/Events");
     std::fs::remove_dir(&directory).unwrap();
@@ -481,8 +481,8 @@ fn a_drain_cuts_who_stalls_and_delivers_what_was_accepted() {
 }
 
 #[test]
-fn a_drain_that_cannot_deliver_says_what_is_lost() {
-    let weir = Weir::start("[limits]\ndrain = \"100ms\"\n");
+fn a_drain_that_cannot_deliver_what_is_in_memory_alone_says_what_is_lost() {
+    let weir = Weir::start("[limits]\ndrain = \"100ms\"\n[[route]]\nack = \"memory\"\n");
     let directory = weir.directory.path().join("out/Telemetry/Events");
     std::fs::remove_dir(&directory).unwrap();
     std::fs::write(&directory, b"in the way").unwrap();
@@ -494,7 +494,7 @@ fn a_drain_that_cannot_deliver_says_what_is_lost() {
             .lines()
             .last()
             .unwrap()
-            .starts_with("weir: 1 sealed batches were not delivered"),
+            .starts_with("weir: 1 sealed batches that were in memory alone were not delivered"),
         "{stderr}"
     );
 }

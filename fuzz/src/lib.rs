@@ -10,6 +10,7 @@ mod http1;
 pub mod naive;
 mod proxy;
 mod reference;
+mod segment;
 
 use serde_json::value::RawValue;
 use weir::records::RecordStarts;
@@ -21,6 +22,11 @@ const GUARD: [u8; 64] = [0xA5; 64];
 /// `http::h1` and `http::chunked`, cut anywhere, against a naive decoder.
 pub fn http1(bytes: &[u8]) {
     http1::check(bytes);
+}
+
+/// `spool::recover` and `spool::reader`, on any file and on good ones that were tampered with.
+pub fn segment(bytes: &[u8]) {
+    segment::check(bytes);
 }
 
 /// A connection of a running node, against a strict reading of the same bytes.

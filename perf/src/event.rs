@@ -87,17 +87,17 @@ const ACTIONS: [&str; 6] = [
 const LEVELS: [&str; 4] = ["info", "warn", "note", "crit"];
 
 /// SplitMix64: one multiplication chain per number, and any state is a good start.
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn of(seed: u64, index: u64) -> Self {
+    pub(crate) fn of(seed: u64, index: u64) -> Self {
         // Two rounds apart, so that (1, 2) and (2, 1) do not meet.
         let mut seeded = Random(seed);
         let mut indexed = Random(seeded.next() ^ index.wrapping_mul(0x9E6D_62D0_6F6A_9A9B));
         Random(indexed.next())
     }
 
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -105,7 +105,7 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 

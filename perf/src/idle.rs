@@ -7,7 +7,7 @@ use crate::client::{Bounds, Client, ClientOptions, loopback_sources};
 use crate::cpu::CpuPlan;
 use crate::machine::Machine;
 use crate::request::Request;
-use crate::server::{self, Server, ServerOptions};
+use crate::server::{self, Ack, Server, ServerOptions};
 use crate::{SEED, ServerArguments};
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -32,6 +32,9 @@ const TIME_MAX: Duration = Duration::from_secs(120);
 pub struct Arguments {
     #[command(flatten)]
     server: ServerArguments,
+    /// What a success answer promises
+    #[arg(long, value_enum, default_value = "durable")]
+    ack: Ack,
     /// Idle connections to hold
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=200_000))]
     connections: u32,
@@ -49,9 +52,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .map(|index| Request::single(&event::small_event(SEED, index)))
         .collect();
     let options = ServerOptions {
-        level: arguments.server.level,
-        floor_receive: false,
         connections_max: Some(arguments.connections as usize + WARM_UP_CONNECTIONS + 16),
+        ..ServerOptions::new(&arguments.server, arguments.ack)
     };
     let server = Server::start(&weir, cpus, &options)?;
     let client = |connection_count: usize| {
@@ -104,6 +106,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let line = json!({
         "measurement": "idle",
         "machine": machine.to_json(),
+        "ack": arguments.ack.name(),
         "connections": connection_count,
         "rss_bytes_before": before,
         "rss_bytes_after": after,

@@ -1,9 +1,9 @@
 //! `weir-perf`: starts the release binary pinned to one CPU and drives it from another.
 //!
 //! Modules in the order the data flows: requests, the client that sends them, the server that takes them, the floors
-//! they are compared with, and the four measurements.
+//! they are compared with, the measurements, and the kill rounds, which are in the library.
 //! Everything here ends by itself, talks to this machine only, and ends no process but its own children.
-//! A timing never makes it fail; a wrong answer, a refused request or a dead server does.
+//! A timing never makes it fail; a wrong answer, a refused request, a dead server or a lost record does.
 
 mod request;
 
@@ -15,11 +15,14 @@ mod process;
 mod server;
 
 mod answerer;
+mod durable;
 mod floor_b;
 mod machine;
 
 mod ceiling;
 mod idle;
+mod kill_report;
+mod lone;
 mod soak;
 mod throughput;
 
@@ -33,7 +36,7 @@ const SEED: u64 = 20_261_123;
 
 #[derive(Parser)]
 #[command(version, about, args_conflicts_with_subcommands = true)]
-struct Arguments {
+struct CommandLine {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
@@ -48,6 +51,10 @@ enum Command {
     Soak(soak::Arguments),
     /// Resident memory of idle kept-alive connections
     Idle(idle::Arguments),
+    /// How soon one small request at a time is answered durably, beside an fdatasync
+    Lone(lone::Arguments),
+    /// Kills weir again and again, and looks whether anything acknowledged was lost
+    Kill(kill_report::Arguments),
     /// What the client alone can do here, against a stand-in that answers at once
     Ceiling(ceiling::Arguments),
 }
@@ -60,10 +67,19 @@ struct ServerArguments {
     /// Compression level
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=9))]
     level: u8,
+    /// Where batches go
+    #[arg(long, value_enum, default_value = "null")]
+    destination: server::Destination,
+    /// Size of a durable server's spool
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    spool_size: String,
+    /// Put a durable server's spool below this directory: the disk that is measured
+    #[arg(long, value_name = "PATH")]
+    spool_directory: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    match measure(Arguments::parse()) {
+    match measure(CommandLine::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -72,12 +88,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(arguments: Arguments) -> Result<()> {
+fn measure(arguments: CommandLine) -> Result<()> {
     match arguments.command {
         None => throughput::run(&arguments.throughput),
         Some(Command::Throughput(arguments)) => throughput::run(&arguments),
         Some(Command::Soak(arguments)) => soak::run(&arguments),
         Some(Command::Idle(arguments)) => idle::run(&arguments),
+        Some(Command::Lone(arguments)) => lone::run(&arguments),
+        Some(Command::Kill(arguments)) => kill_report::run(&arguments),
         Some(Command::Ceiling(arguments)) => ceiling::run(&arguments),
     }
 }

@@ -1,205 +1,162 @@
 //! The server under test: the release binary as a child, pinned to its CPU, with a configuration of ours.
 //!
 //! Starts before a case and ends after it; `client` sends to its address, `process` reads its counters.
-//! Lives on the measuring thread, with one thread of its own that keeps the child's stdout from filling.
+//! Lives on the measuring thread; allocates at start and stop.
 //!
-//! Invariant: only the child started here is ever signalled, and it is gone when the value is.
-//! Not here: what the server does with events. It discards them after compression (destination `null`).
+//! Invariant: its directory is its own, and gone when the value is.
+//! Not here: the child itself ([`weir_perf::child`]), and what the server does with events.
 
+use crate::ServerArguments;
 use crate::cpu::{self, CpuPlan};
 use crate::process::{self, Sample};
 use anyhow::{Context, Result, bail, ensure};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags, Signal};
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use clap::ValueEnum;
+use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
+use weir_perf::child::{Weir, free_address, metric_sum};
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-/// The server drains before it ends; with destination `null` that is quick.
-const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// What of the server's log an error repeats.
-const LOG_TAIL_LINES: usize = 12;
+
+/// What a success answer promises; a route's `ack`.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Ack {
+    /// The rows are in memory: what receiving, checking and compressing cost
+    Memory,
+    /// The rows are in the spool, and synced
+    Durable,
+}
+
+impl Ack {
+    pub fn name(self) -> &'static str {
+        match self {
+            Ack::Memory => "memory",
+            Ack::Durable => "durable",
+        }
+    }
+}
+
+/// Where the server's batches go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Destination {
+    /// Discarded after compression
+    Null,
+    /// Written below the server's temporary directory, which must have the space
+    Directory,
+}
 
 /// What a case may change about the server.
 #[derive(Clone)]
 pub struct ServerOptions {
     pub level: u8,
+    pub ack: Ack,
+    pub destination: Destination,
+    /// `spool.size`.
+    pub spool_size: String,
+    /// Where the spool's directory is made; beside the server's configuration unless said.
+    pub spool_parent: Option<PathBuf>,
     /// Receive each body and answer without looking at it: floor A.
     pub floor_receive: bool,
     /// `limits.connections`, where the default is too small.
     pub connections_max: Option<usize>,
 }
 
+impl ServerOptions {
+    /// As the command line says.
+    pub fn new(arguments: &ServerArguments, ack: Ack) -> Self {
+        ServerOptions {
+            level: arguments.level,
+            ack,
+            destination: arguments.destination,
+            spool_size: arguments.spool_size.clone(),
+            spool_parent: arguments.spool_directory.clone(),
+            floor_receive: false,
+            connections_max: None,
+        }
+    }
+}
+
 pub struct Server {
-    child: Child,
-    exit: OwnedFd,
+    weir: Weir,
     address: SocketAddr,
     admin: SocketAddr,
-    /// Holds the configuration and the log; removed with this value.
-    directory: TempDir,
-    stopped: bool,
+    /// Holds the spool. Dropped after the process that has it locked.
+    spool: TempDir,
+    /// Holds the configuration and the log.
+    _directory: TempDir,
 }
 
 impl Server {
     /// Starts `weir`, and returns once it accepts connections.
     pub fn start(weir: &Path, cpus: CpuPlan, options: &ServerOptions) -> Result<Server> {
-        let directory = tempfile::Builder::new()
-            .prefix("weir-perf-")
-            .tempdir()
-            .context("a temporary directory")?;
+        let prefix = || {
+            let mut builder = tempfile::Builder::new();
+            builder.prefix("weir-perf-");
+            builder
+        };
+        let directory = prefix().tempdir().context("a temporary directory")?;
+        let spool_parent = options.spool_parent.as_deref();
+        let spool = prefix()
+            .tempdir_in(spool_parent.unwrap_or(directory.path()))
+            .context("a temporary directory for the spool")?;
         let admin = free_address()?;
-        let config_path = directory.path().join("weir.toml");
-        fs::write(&config_path, config_text(admin, options))
-            .context("writing the configuration")?;
-        let log = File::create(directory.path().join("log")).context("creating the log")?;
-
-        let mut command = Command::new(weir);
-        command.arg("run").arg("--config").arg(&config_path);
-        if options.floor_receive {
-            command.arg("--floor-receive");
-        }
-        command
-            .current_dir(directory.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log);
+        // It is put between quotes below.
+        let spool_path = fs::canonicalize(spool.path()).context("the spool's directory")?;
+        fs::write(
+            directory.path().join("weir.toml"),
+            config_text(admin, &spool_path, options),
+        )
+        .context("writing the configuration")?;
+        let more: &[&str] = if options.floor_receive {
+            &["--floor-receive"]
+        } else {
+            &[]
+        };
         // The child inherits this thread's affinity.
         cpu::pin(cpus.server)?;
-        let spawned = command.spawn();
+        let spawned = Weir::spawn(weir, directory.path(), more);
         cpu::pin(cpus.client)?;
-        let mut child = spawned.with_context(|| format!("starting {}", weir.display()))?;
-
-        let stdout = child.stdout.take();
-        let exit = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
-        let (Some(stdout), Ok(exit)) = (stdout, exit) else {
-            let _ = child.kill();
-            let _ = child.wait();
-            bail!("no pipe from, or no handle on, the server's process");
-        };
-        let mut server = Server {
-            child,
-            exit,
-            address: admin,
+        let mut weir = spawned?;
+        let address = weir.listening(START_TIMEOUT)?;
+        Ok(Server {
+            weir,
+            address,
             admin,
-            directory,
-            stopped: false,
-        };
-        let lines = forward_lines(stdout)?;
-        match first_listener(&lines, START_TIMEOUT) {
-            Ok(address) => server.address = address,
-            Err(reason) => {
-                // Where it ended by itself, its log says why once it has been waited for.
-                let _ = server.terminate();
-                bail!("the server did not start: {reason}{}", server.log_tail());
-            }
-        }
-        Ok(server)
+            spool,
+            _directory: directory,
+        })
     }
 
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
+    /// The directory of the spool; its file system is the one that commits are written to.
+    pub fn spool(&self) -> &Path {
+        self.spool.path()
+    }
+
     /// Memory and CPU time now. An error if the server has ended.
     pub fn sample(&self) -> Result<Sample> {
-        process::sample(self.child.id())
-            .with_context(|| format!("the server died{}", self.log_tail()))
+        process::sample(self.weir.pid())
+            .with_context(|| format!("the server died{}", self.weir.log_tail()))
     }
 
     /// Names of its threads that are not confined to `cpu`.
     pub fn threads_elsewhere(&self, cpu: usize) -> Result<Vec<String>> {
-        process::threads_elsewhere(self.child.id(), cpu)
+        process::threads_elsewhere(self.weir.pid(), cpu)
     }
 
     /// The metrics page, as text.
     pub fn metrics(&self) -> Result<String> {
-        let mut stream = TcpStream::connect_timeout(&self.admin, ADMIN_TIMEOUT)
-            .context("connecting to the admin address")?;
-        stream.set_read_timeout(Some(ADMIN_TIMEOUT))?;
-        stream.set_write_timeout(Some(ADMIN_TIMEOUT))?;
-        stream.write_all(
-            format!(
-                "GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
-                self.admin
-            )
-            .as_bytes(),
-        )?;
-        let mut answer = String::new();
-        stream
-            .take(16 << 20)
-            .read_to_string(&mut answer)
-            .context("reading /metrics")?;
-        let (head, body) = answer
-            .split_once("\r\n\r\n")
-            .context("an answer without a head from /metrics")?;
-        ensure!(
-            head.starts_with("HTTP/1.1 200"),
-            "/metrics answered {}",
-            head.lines().next().unwrap_or("nothing")
-        );
-        Ok(body.to_owned())
+        weir_perf::child::metrics(self.admin)
     }
 
     /// Asks it to end and waits for it. An error if it does not, or says that it failed.
-    pub fn stop(mut self) -> Result<()> {
-        let status = self.terminate()?;
-        ensure!(
-            status.success(),
-            "the server ended with {status}{}",
-            self.log_tail()
-        );
-        Ok(())
-    }
-
-    fn terminate(&mut self) -> Result<ExitStatus> {
-        self.stopped = true;
-        // By process handle, so that it cannot meet a stranger with a reused id.
-        let _ = rustix::process::pidfd_send_signal(&self.exit, Signal::TERM);
-        let deadline = Instant::now() + STOP_TIMEOUT;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = Timespec {
-                tv_sec: left.as_secs() as i64,
-                tv_nsec: i64::from(left.subsec_nanos()),
-            };
-            let mut ended = [PollFd::new(&self.exit, PollFlags::IN)];
-            match rustix::event::poll(&mut ended, Some(&timeout)) {
-                Ok(0) => {
-                    let _ = self.child.kill();
-                    let _ = self.child.wait();
-                    bail!("the server did not end within {STOP_TIMEOUT:?} of SIGTERM");
-                }
-                Ok(_) => return self.child.wait().context("waiting for the server"),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error).context("waiting for the server"),
-            }
-        }
-    }
-
-    fn log_tail(&self) -> String {
-        let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        if lines.is_empty() {
-            return String::new();
-        }
-        let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
-        format!("; its log ends:\n{}", tail.join("\n"))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if !self.stopped {
-            let _ = self.terminate();
-        }
+    pub fn stop(self) -> Result<()> {
+        self.weir.stop()
     }
 }
 
@@ -221,7 +178,12 @@ pub fn binary_path(named: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
-fn config_text(admin: SocketAddr, options: &ServerOptions) -> String {
+fn config_text(admin: SocketAddr, spool: &Path, options: &ServerOptions) -> String {
+    let destination = match options.destination {
+        Destination::Null => "type = \"null\"",
+        Destination::Directory => "type = \"directory\"\npath = \"out\"",
+    };
+    let ack = options.ack.name();
     let mut text = format!(
         r#"cores = 1
 
@@ -232,7 +194,11 @@ address = "127.0.0.1:0"
 address = "{admin}"
 
 [destination]
-type = "null"
+{destination}
+
+[spool]
+directory = {:?}
+size = {:?}
 
 [compression]
 level = {}
@@ -241,7 +207,10 @@ level = {}
 path = "/*"
 database = "Telemetry"
 table = "Events"
+ack = "{ack}"
 "#,
+        spool.display().to_string(),
+        options.spool_size,
         options.level
     );
     if let Some(connections) = options.connections_max {
@@ -252,124 +221,110 @@ table = "Events"
     text
 }
 
-/// A port that was free a moment ago. Another program may take it first; then the server says so and ends.
-fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).context("looking for a free port")?;
-    listener.local_addr().context("looking for a free port")
+/// What a server says of its commits, since its start or between two pages.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Commits {
+    pub count: f64,
+    pub bytes: f64,
+    /// All commits together, each from its begin to the return of its sync.
+    pub microseconds: f64,
 }
 
-/// Reads lines on a thread until the pipe ends, also when nobody takes them any more.
-fn forward_lines(stdout: impl Read + Send + 'static) -> Result<Receiver<String>> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::Builder::new()
-        .name("stdout".to_owned())
-        .spawn(move || {
-            for line in BufReader::new(stdout).lines() {
-                let Ok(line) = line else { break };
-                let _ = sender.send(line);
-            }
-        })
-        .context("thread")?;
-    Ok(receiver)
-}
-
-fn first_listener(lines: &Receiver<String>, timeout: Duration) -> Result<SocketAddr, String> {
-    let deadline = Instant::now() + timeout;
-    loop {
-        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) => {
-                if let Some(address) = listening_address(&line) {
-                    return Ok(address);
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => return Err(format!("no listener in {timeout:?}")),
-            Err(RecvTimeoutError::Disconnected) => return Err("it ended at once".to_owned()),
-        }
-    }
-}
-
-fn listening_address(line: &str) -> Option<SocketAddr> {
-    line.trim().strip_prefix("listening on ")?.parse().ok()
-}
-
-/// The sum of the samples of `name` (with or without a `_total` suffix) that carry `label`.
-///
-/// `None` if the page has no such sample.
-pub fn metric_sum(page: &str, name: &str, label: &str) -> Option<f64> {
-    let mut sum = None;
-    for line in page.lines().filter(|line| !line.starts_with('#')) {
-        let Some((series, value)) = line.rsplit_once(' ') else {
-            continue;
+impl Commits {
+    /// Since the server's start. An error if the page has none of them, or if one has failed.
+    pub fn of(page: &str) -> Result<Commits> {
+        let value = |name: &str| {
+            metric_sum(page, name, "").with_context(|| format!("no {name} in /metrics"))
         };
-        let (series_name, labels) = series.split_once('{').unwrap_or((series, ""));
-        if series_name.strip_suffix("_total").unwrap_or(series_name) == name
-            && labels.contains(label)
-            && let Ok(value) = value.parse::<f64>()
-        {
-            *sum.get_or_insert(0.0) += value;
+        ensure!(
+            value("weir_commit_failures")? == 0.0,
+            "a commit of the server failed: its disk is not one to measure"
+        );
+        Ok(Commits {
+            count: value("weir_commits")?,
+            bytes: value("weir_commit_bytes")?,
+            microseconds: value("weir_commit_microseconds")?,
+        })
+    }
+
+    pub fn since(self, earlier: Commits) -> Commits {
+        Commits {
+            count: self.count - earlier.count,
+            bytes: self.bytes - earlier.bytes,
+            microseconds: self.microseconds - earlier.microseconds,
         }
     }
-    sum
+
+    pub fn mean_us(&self) -> f64 {
+        self.microseconds / self.count
+    }
+
+    pub fn mean_bytes(&self) -> f64 {
+        self.bytes / self.count
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const OPTIONS: ServerOptions = ServerOptions {
-        level: 2,
-        floor_receive: false,
-        connections_max: None,
-    };
+    fn options(ack: Ack) -> ServerOptions {
+        ServerOptions {
+            level: 2,
+            ack,
+            destination: Destination::Null,
+            spool_size: "256MiB".to_owned(),
+            spool_parent: None,
+            floor_receive: false,
+            connections_max: None,
+        }
+    }
 
     #[test]
     fn the_configuration_is_what_the_floors_are_compared_with() {
         let admin = "127.0.0.1:4711".parse().expect("an address");
-        let text = config_text(admin, &OPTIONS);
+        let spool = Path::new("/a \"b\"");
+        let text = config_text(admin, spool, &options(Ack::Memory));
         for part in [
             "cores = 1\n",
             "address = \"127.0.0.1:0\"\n",
             "[admin]\naddress = \"127.0.0.1:4711\"\n",
-            "type = \"null\"\n",
+            "[destination]\ntype = \"null\"\n",
+            "[spool]\ndirectory = \"/a \\\"b\\\"\"\nsize = \"256MiB\"\n",
             "level = 2\n",
-            "path = \"/*\"\ndatabase = \"Telemetry\"\ntable = \"Events\"\n",
+            "path = \"/*\"\ndatabase = \"Telemetry\"\ntable = \"Events\"\nack = \"memory\"\n",
         ] {
             assert!(text.contains(part), "{part}");
         }
         assert!(!text.contains("[limits]"));
-        let options = ServerOptions {
+        let other = ServerOptions {
             connections_max: Some(10_100),
-            ..OPTIONS
+            destination: Destination::Directory,
+            ..options(Ack::Durable)
         };
-        assert!(
-            config_text(admin, &options)
-                .ends_with("[limits]\nconnections = 10100\nconnections_per_address = 10100\n")
-        );
+        let text = config_text(admin, spool, &other);
+        assert!(text.contains("type = \"directory\"\npath = \"out\"\n"));
+        assert!(text.ends_with(
+            "ack = \"durable\"\n\n[limits]\nconnections = 10100\nconnections_per_address = 10100\n"
+        ));
     }
 
     #[test]
-    fn only_a_listening_line_names_an_address() {
-        assert_eq!(
-            listening_address("listening on 127.0.0.1:9880"),
-            Some("127.0.0.1:9880".parse().expect("an address"))
-        );
-        assert_eq!(listening_address("listening on port 9880"), None);
-        assert_eq!(listening_address("admin on 127.0.0.1:9881"), None);
-    }
-
-    #[test]
-    fn the_first_listener_is_found_among_other_lines() {
-        let text = "weir 0.1.0\nlistening on 127.0.0.1:5\nlistening on 127.0.0.1:6\n";
-        let lines = forward_lines(text.as_bytes()).expect("a thread");
-        let address = first_listener(&lines, START_TIMEOUT).expect("it is there");
-        assert_eq!(address.port(), 5);
-    }
-
-    #[test]
-    fn a_server_that_ends_at_once_has_no_listener() {
-        let lines = forward_lines(b"".as_slice()).expect("a thread");
-        let reason = first_listener(&lines, START_TIMEOUT).expect_err("nothing was said");
-        assert_eq!(reason, "it ended at once");
+    fn commits_are_read_and_a_failed_one_is_refused() {
+        let page = |count: u64, failures: u64| {
+            format!(
+                "weir_commits_total {count}\nweir_commit_bytes_total {}\n\
+                 weir_commit_microseconds_total {}\nweir_commit_failures_total {failures}\n",
+                count * 1_024,
+                count * 300
+            )
+        };
+        let earlier = Commits::of(&page(10, 0)).expect("all there");
+        let commits = Commits::of(&page(30, 0)).expect("all there").since(earlier);
+        assert_eq!(commits.count, 20.0);
+        assert_eq!((commits.mean_us(), commits.mean_bytes()), (300.0, 1_024.0));
+        assert!(Commits::of(&page(10, 1)).is_err());
+        assert!(Commits::of("").is_err());
     }
 
     #[test]
@@ -390,7 +345,7 @@ mod tests {
         };
         let error = std::thread::spawn(move || {
             let cpus = CpuPlan::choose().expect("a CPU");
-            Server::start(program, cpus, &OPTIONS)
+            Server::start(program, cpus, &options(Ack::Memory))
                 .err()
                 .map(|error| error.to_string())
         })
@@ -400,20 +355,5 @@ mod tests {
             error.as_deref(),
             Some("the server did not start: it ended at once")
         );
-    }
-
-    #[test]
-    fn metrics_are_summed_by_name_and_label() {
-        let page = "# HELP weir_requests Requests\n# TYPE weir_requests counter\n\
-                    weir_requests_total{core=\"0\",outcome=\"accepted\"} 40\n\
-                    weir_requests_total{core=\"1\",outcome=\"accepted\"} 2\n\
-                    weir_requests_total{core=\"0\",outcome=\"rejected\"} 7\n\
-                    weir_requests_received 49\n";
-        assert_eq!(
-            metric_sum(page, "weir_requests", "outcome=\"accepted\""),
-            Some(42.0)
-        );
-        assert_eq!(metric_sum(page, "weir_requests_received", ""), Some(49.0));
-        assert_eq!(metric_sum(page, "weir_rows", ""), None);
     }
 }

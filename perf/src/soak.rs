@@ -7,7 +7,7 @@ use crate::client::{Bounds, Client, ClientOptions, loopback_sources};
 use crate::cpu::CpuPlan;
 use crate::machine::Machine;
 use crate::request::Request;
-use crate::server::{self, Server, ServerOptions};
+use crate::server::{self, Ack, Server, ServerOptions};
 use crate::{MIB, SEED, ServerArguments};
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -28,6 +28,9 @@ const FRESH_PER_SOURCE: u64 = 4_000;
 pub struct Arguments {
     #[command(flatten)]
     server: ServerArguments,
+    /// What a success answer promises
+    #[arg(long, value_enum, default_value = "durable")]
+    ack: Ack,
     /// Requests per phase: this many kept alive, then as many on fresh connections
     #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(100..=900_000))]
     requests: u64,
@@ -48,11 +51,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let requests: Vec<Request> = (0..POOL)
         .map(|index| Request::single(&event::large_event(SEED, index)))
         .collect();
-    let options = ServerOptions {
-        level: arguments.server.level,
-        floor_receive: false,
-        connections_max: None,
-    };
+    let options = ServerOptions::new(&arguments.server, arguments.ack);
     let server = Server::start(&weir, cpus, &options)?;
     let at_start = server.sample()?.rss_bytes;
     println!("RSS at start: {:.2} MiB", at_start as f64 / MIB);
@@ -125,6 +124,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "measurement": "soak",
         "machine": machine.to_json(),
         "level": arguments.server.level,
+        "ack": arguments.ack.name(),
         "requests": total,
         "rss_bytes_start": at_start,
         "rss_bytes_early": verdict.early.rss_bytes,

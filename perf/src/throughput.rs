@@ -1,18 +1,21 @@
 //! How fast, and how close to what the kernel and the compressor alone cost.
 //!
-//! Per case: two servers on the same CPU, one that does the work and one that only receives (floor A), take turns with
-//! the compressor alone (floor B) in short rounds. A machine that slows down for a second slows all three, so each
-//! round is compared with itself and the median of the rounds is reported.
+//! Per case: three servers on the same CPU take turns with the compressor alone (floor B) in short rounds: one that
+//! only receives (floor A), one that does the work and answers from memory, and one that answers when the rows are
+//! durable. A machine that slows down for a second slows all of them, so each round is compared with itself and the
+//! median of the rounds is reported.
 //!
-//! `ideal = time(A) + time(B)` per request; `efficiency = ideal / actual`.
+//! `ideal = time(A) + time(B)` per request; `efficiency = ideal / actual`, where actual is the server that answers from
+//! memory; what durability costs is the quotient of the two that do the work.
 //! Not here: memory over time; see `soak`.
 
 use crate::client::{Bounds, Client, ClientOptions, Outcome};
 use crate::cpu::{self, CpuPlan};
+use crate::durable::{self, Comparison, Durable};
 use crate::floor_b::FloorB;
 use crate::machine::Machine;
 use crate::request::Request;
-use crate::server::{self, Server, ServerOptions};
+use crate::server::{self, Ack, Commits, Server, ServerOptions};
 use crate::{MIB, SEED, ServerArguments};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -20,7 +23,7 @@ use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use weir_perf::event;
+use weir_perf::{child, event};
 
 /// Rounds per case. Odd, so that the median is a round that happened.
 const ROUNDS: usize = 5;
@@ -172,6 +175,15 @@ impl<'a> Side<'a> {
         Ok(round)
     }
 
+    /// Requests per second over all rounds.
+    fn rate(&self) -> f64 {
+        self.total.answered as f64 / self.total.elapsed.as_secs_f64()
+    }
+
+    fn latency(&self, quantile: f64) -> Duration {
+        Duration::from_nanos(self.total.latency.value_at_quantile(quantile))
+    }
+
     fn cpu_share(&self) -> f64 {
         self.cpu.as_secs_f64() / self.total.elapsed.as_secs_f64()
     }
@@ -206,6 +218,7 @@ struct Report {
     /// The same quotient in CPU time, which neither a slow client nor a busy machine distorts.
     efficiency_cpu: f64,
     rss_max: u64,
+    durable: Durable,
     notes: Vec<String>,
 }
 
@@ -250,6 +263,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "level": arguments.server.level,
         "seconds": arguments.seconds,
         "rounds": ROUNDS,
+        "destination": format!("{:?}", arguments.server.destination).to_lowercase(),
+        "spool_size": arguments.server.spool_size,
         "server_cpu": cpus.server,
         "client_cpu": cpus.client,
         "cases": reports.iter().map(Report::to_json).collect::<Vec<_>>(),
@@ -268,19 +283,24 @@ fn measure(
     let requests = case.requests(event_path)?;
     let connection_count = arguments.connections.unwrap_or(case.connection_count());
     let options = ServerOptions {
-        level: arguments.server.level,
-        floor_receive: false,
         connections_max: Some(usize::from(connection_count) + 64)
             .filter(|_| arguments.connections.is_some()),
+        ..ServerOptions::new(&arguments.server, Ack::Memory)
     };
     let floor_options = ServerOptions {
         floor_receive: true,
+        ..options.clone()
+    };
+    let durable_options = ServerOptions {
+        ack: Ack::Durable,
         ..options.clone()
     };
     let connections = usize::from(connection_count);
     let mut actual = Side::start(weir, cpus, &options, connections, &requests)?;
     let mut floor_a = Side::start(weir, cpus, &floor_options, connections, &requests)
         .context("floor A (--floor-receive)")?;
+    let mut durable = Side::start(weir, cpus, &durable_options, connections, &requests)
+        .context("ack = \"durable\"")?;
     cpu::pin(cpus.server)?;
     let mut floor_b = FloorB::new(arguments.server.level, &requests)?;
     cpu::pin(cpus.client)?;
@@ -289,12 +309,16 @@ fn measure(
     let mut floor_b_rounds = Vec::new();
     let mut efficiencies = Vec::new();
     let mut efficiencies_cpu = Vec::new();
+    let mut ratios = Vec::new();
+    let mut ratios_cpu = Vec::new();
+    let commits_before = Commits::of(&durable.server.metrics()?)?;
     for _ in 0..ROUNDS {
         let a = floor_a
             .round(round_time)
             .context("floor A (--floor-receive)")?;
         let measured = actual.round(round_time)?;
-        // Both servers wait for requests now, so their CPU is free.
+        let synced = durable.round(round_time).context("ack = \"durable\"")?;
+        // The servers wait for requests now, so their CPU is free.
         cpu::pin(cpus.server)?;
         let b = floor_b.measure(FLOOR_B_TIME / ROUNDS as u32)?;
         cpu::pin(cpus.client)?;
@@ -302,11 +326,19 @@ fn measure(
         efficiencies.push((a.seconds_per_request + b.seconds) / measured.seconds_per_request);
         efficiencies_cpu
             .push((a.cpu_seconds_per_request + b.cpu_seconds) / measured.cpu_seconds_per_request);
+        ratios.push(measured.seconds_per_request / synced.seconds_per_request);
+        ratios_cpu.push(measured.cpu_seconds_per_request / synced.cpu_seconds_per_request);
     }
+    let commits = Commits::of(&durable.server.metrics()?)?.since(commits_before);
 
     let mut notes = Vec::new();
-    for (side, what) in [(&actual, "actual"), (&floor_a, "floor A")] {
-        if side.cpu_share() < BUSY_MIN {
+    for (side, what) in [
+        (&actual, "actual"),
+        (&floor_a, "floor A"),
+        (&durable, "durable"),
+    ] {
+        // A durable server may well wait: for its disk. The table has its share.
+        if what != "durable" && side.cpu_share() < BUSY_MIN {
             notes.push(format!(
                 "{what}: the server used {:.0} % of its CPU, so the client or the machine was the limit",
                 side.cpu_share() * 100.0
@@ -321,6 +353,7 @@ fn measure(
         }
     }
     check_accepted(&actual, &mut notes)?;
+    check_accepted(&durable, &mut notes).context("ack = \"durable\"")?;
 
     let total = &actual.total;
     let seconds = total.elapsed.as_secs_f64();
@@ -328,14 +361,14 @@ fn measure(
         case: case.name(),
         connection_count,
         requests: total.answered,
-        requests_per_second: total.answered as f64 / seconds,
+        requests_per_second: actual.rate(),
         events_per_second: total.record_count as f64 / seconds,
         body_bytes_per_second: total.body_bytes as f64 / seconds,
         actual: median_of(&actual.rounds, |round| round.seconds_per_request),
         actual_cpu: median_of(&actual.rounds, |round| round.cpu_seconds_per_request),
         cpu_share: actual.cpu_share(),
-        latency_p50: Duration::from_nanos(total.latency.value_at_quantile(0.50)),
-        latency_p99: Duration::from_nanos(total.latency.value_at_quantile(0.99)),
+        latency_p50: actual.latency(0.50),
+        latency_p99: actual.latency(0.99),
         floor_a: median_of(&floor_a.rounds, |round| round.seconds_per_request),
         floor_a_cpu: median_of(&floor_a.rounds, |round| round.cpu_seconds_per_request),
         floor_a_cpu_share: floor_a.cpu_share(),
@@ -343,11 +376,26 @@ fn measure(
         efficiency: median(&mut efficiencies),
         efficiency_cpu: median(&mut efficiencies_cpu),
         rss_max: actual.rss_max,
+        durable: Durable {
+            requests: durable.total.answered,
+            requests_per_second: durable.rate(),
+            ratio: median(&mut ratios),
+            ratio_cpu: median(&mut ratios_cpu),
+            cpu: median_of(&durable.rounds, |round| round.cpu_seconds_per_request),
+            cpu_share: durable.cpu_share(),
+            latency_p50: durable.latency(0.50),
+            latency_p99: durable.latency(0.99),
+            commits,
+            commits_per_second: commits.count / durable.total.elapsed.as_secs_f64(),
+            rss_max: durable.rss_max,
+        },
         notes,
     };
     // The connections go first, so that the servers have nothing to wait for.
     drop(floor_a.client);
     drop(actual.client);
+    drop(durable.client);
+    durable.server.stop()?;
     floor_a.server.stop()?;
     actual.server.stop()?;
     Ok(report)
@@ -356,7 +404,7 @@ fn measure(
 /// The server must have counted as accepted exactly what the client saw answered.
 fn check_accepted(side: &Side<'_>, notes: &mut Vec<String>) -> Result<()> {
     let page = side.server.metrics()?;
-    match server::metric_sum(&page, "weir_requests", "outcome=\"accepted\"") {
+    match child::metric_sum(&page, "weir_requests", "outcome=\"accepted\"") {
         None => notes.push("no count of accepted requests in /metrics to compare with".to_owned()),
         Some(counted) => {
             let answered = side.total.succeeded() + side.warm_up_answered;
@@ -425,6 +473,17 @@ fn print_tables(reports: &[Report]) {
             report.efficiency_cpu
         );
     }
+    let comparisons: Vec<Comparison> = reports
+        .iter()
+        .map(|report| Comparison {
+            case: report.case,
+            memory_requests_per_second: report.requests_per_second,
+            memory_latency_p50: report.latency_p50,
+            memory_latency_p99: report.latency_p99,
+            durable: &report.durable,
+        })
+        .collect();
+    durable::print_tables(&comparisons);
     for report in reports {
         for note in &report.notes {
             println!("note: {}: {note}", report.case);
@@ -459,6 +518,7 @@ impl Report {
             "efficiency": self.efficiency,
             "efficiency_cpu": self.efficiency_cpu,
             "rss_bytes_max": self.rss_max,
+            "durable": self.durable.to_json(),
             "notes": self.notes,
         })
     }

@@ -8,8 +8,9 @@ use std::fmt::Write;
 use super::{ConfigArgs, print, warnings_text};
 use crate::budget::machine::{Machine, MemoryLimit};
 use crate::budget::{Budget, Scope, Term};
-use crate::config::Size;
+use crate::config::{Config, Size};
 use crate::error::Fatal;
+use crate::limits::segment_size;
 
 pub(super) fn run(args: &ConfigArgs) -> Result<(), Fatal> {
     let config = args.load()?;
@@ -21,10 +22,41 @@ pub(super) fn run(args: &ConfigArgs) -> Result<(), Fatal> {
     let limit = machine.memory_limit(&config);
     writeln!(text, "limit: {}", limit_text(limit.as_ref())).expect("writing to a string");
     writeln!(text, "slabs: {}", budget.registration(&machine)).expect("writing to a string");
+    if config.has_spool() {
+        text.push_str(&spool_text(&config));
+    }
     text.push_str(&warnings_text(&budget.warnings(&config, &machine)));
     print(&text)?;
     budget.verify(&config, &machine)
 }
+
+/// The outage that the spool can bridge. What a batch makes of its rows depends on the rows: a range that covers what
+/// was measured, small events to large ones.
+fn spool_text(config: &Config) -> String {
+    let segment_size = segment_size(config.upload.buffer_size) as u64;
+    let count = config.segment_count() as u64;
+    let held = count * config.upload.buffer_size as u64;
+    let minutes = |ratio: f64| held as f64 / ratio / OUTAGE_RATE / 60.0;
+    format!(
+        "spool: {:.2} in {}, {count} segments of {:.2}; an outage of the destination fills it in {:.1} to {:.1} \
+         minutes at {:.0} MB/s of rows that compress to {:.2} to {:.2} of their size\n",
+        Size(config.spool.size),
+        config.spool.directory.display(),
+        Size(segment_size),
+        minutes(RATIO_SMALL_EVENTS),
+        minutes(RATIO_LARGE_EVENTS),
+        OUTAGE_RATE / 1e6,
+        RATIO_LARGE_EVENTS,
+        RATIO_SMALL_EVENTS,
+    )
+}
+
+/// The rate for which the plan names the outage, in bytes of rows per second.
+const OUTAGE_RATE: f64 = 100e6;
+
+/// Compressed size over raw size at level 2 (`docs/PERFORMANCE.md`).
+const RATIO_LARGE_EVENTS: f64 = 0.15;
+const RATIO_SMALL_EVENTS: f64 = 0.25;
 
 fn limit_text(limit: Option<&MemoryLimit>) -> String {
     match limit {

@@ -28,6 +28,7 @@ pub(super) struct RawConfig {
     pub listener: Key<Vec<TableOf<RawListener>>>,
     pub admin: TableOf<RawAdmin>,
     pub destination: TableOf<RawDestination>,
+    pub spool: TableOf<RawSpool>,
     pub batch: TableOf<RawBatch>,
     pub compression: TableOf<RawCompression>,
     pub response: TableOf<RawResponse>,
@@ -61,6 +62,13 @@ pub(super) struct RawDestination {
     #[serde(rename = "type")]
     pub kind: Key<String>,
     pub path: Key<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawSpool {
+    pub directory: Key<String>,
+    pub size: Key<RawSize>,
 }
 
 #[derive(Deserialize, Default)]
@@ -110,6 +118,7 @@ pub(super) struct RawLimits {
     pub connections_per_address: Key<i64>,
     pub requests_per_connection: Key<i64>,
     pub record: Key<RawSize>,
+    pub ack: Key<RawDuration>,
     pub drain: Key<RawDuration>,
 }
 
@@ -138,6 +147,7 @@ pub(super) struct RawRoute {
     pub database: Key<String>,
     pub table: Key<String>,
     pub envelope: Key<String>,
+    pub ack: Key<String>,
     pub default_tag: Key<String>,
     pub principals: Key<Vec<Spanned<String>>>,
     pub allow: Key<Vec<Spanned<String>>>,

@@ -52,6 +52,9 @@ fn every_key_changes_what_it_names() {
         address = "0.0.0.0:1"
         [destination]
         type = "null"
+        [spool]
+        directory = "/var/spool/weir"
+        size = "2GiB"
         [batch]
         max_age = "500ms"
         [compression]
@@ -68,6 +71,7 @@ fn every_key_changes_what_it_names() {
         wait = "1m 30s"
         connections = 1
         record = "64KiB"
+        ack = "9s"
         drain = "1day"
         connections_per_address = 2
         requests_per_connection = 3
@@ -105,8 +109,10 @@ fn every_key_changes_what_it_names() {
         principals = ["b"]
         allow = ["10.0.0.1"]
         rate = { bytes = 7 }
+        ack = "delivered"
         [[route]]
         path = "/a/*"
+        ack = "memory"
         database = "D-1"
         table = "T 1.x"
         default_tag = "t"
@@ -172,18 +178,21 @@ fn every_key_changes_what_it_names() {
             None,
         ),
     ];
-    let route = |pattern, table_index, envelope, default_tag: &str| Route {
+    let route = |pattern, table_index, envelope, ack, default_tag: &str| Route {
         pattern,
         table_index,
         envelope,
+        ack,
         default_tag: default_tag.into(),
         principals: None,
         allow: Vec::new(),
         rate: None,
     };
-    let table = |database: &str, table: &str| Table {
+    let table = |database: &str, table: &str, spooled| Table {
         database: database.into(),
         table: table.into(),
+        spooled,
+        delivered: spooled,
     };
     let expected = Config {
         cores: std::thread::available_parallelism().unwrap().into(),
@@ -199,6 +208,10 @@ fn every_key_changes_what_it_names() {
             address: "0.0.0.0:1".parse().unwrap(),
         },
         destination: Destination::Null,
+        spool: Spool {
+            directory: "/var/spool/weir".into(),
+            size: 2 << 30,
+        },
         batch: Batch {
             max_age: Duration::from_millis(500),
         },
@@ -223,6 +236,7 @@ fn every_key_changes_what_it_names() {
             connections_per_address: 2,
             requests_per_connection: 3,
             record: 64 * KIB,
+            ack: Duration::from_secs(9),
             drain: Duration::from_secs(24 * 60 * 60),
         },
         deadlines: Deadlines {
@@ -243,12 +257,19 @@ fn every_key_changes_what_it_names() {
                 principals: Some(vec![1]),
                 allow: vec!["10.0.0.1/32".parse().unwrap()],
                 rate: rate(None, Some(7), 1),
-                ..route(PathPattern::Exact("/a".into()), 0, Envelope::None, "http.0")
+                ..route(
+                    PathPattern::Exact("/a".into()),
+                    0,
+                    Envelope::None,
+                    Ack::Delivered,
+                    "http.0",
+                )
             },
             route(
                 PathPattern::Prefix("/a/".into()),
                 1,
                 Envelope::FluentBit,
+                Ack::Memory,
                 "t",
             ),
             // The first route's table again.
@@ -256,10 +277,14 @@ fn every_key_changes_what_it_names() {
                 PathPattern::Prefix("/".into()),
                 0,
                 Envelope::FluentBit,
+                Ack::Durable,
                 "http.0",
             ),
         ],
-        tables: vec![table("Telemetry", "Events"), table("D-1", "T 1.x")],
+        tables: vec![
+            table("Telemetry", "Events", true),
+            table("D-1", "T 1.x", false),
+        ],
     };
     assert_eq!(parse(text).unwrap(), expected);
 }

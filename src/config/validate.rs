@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::ops::{Range, RangeInclusive};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::Spanned;
@@ -15,20 +15,20 @@ use toml::Spanned;
 use super::error::{Placed, list, nearest};
 use super::raw::{
     Key, RawConfig, RawCores, RawDeadlines, RawDestination, RawDuration, RawListener, RawRoute,
-    RawSize, RawSlabClass, TableOf,
+    RawSize, RawSlabClass, RawSpool, TableOf,
 };
 use super::{
-    Admin, Batch, Compression, Config, Deadlines, Destination, Envelope, Limits, Listener, Memory,
-    PathPattern, Principal, Registered, Response, Route, Size, SlabClass, Slabs, SuccessStatus,
-    Table, Upload,
+    Ack, Admin, Batch, Compression, Config, Deadlines, Destination, Envelope, Limits, Listener,
+    Memory, PathPattern, Principal, Registered, Response, Route, Size, SlabClass, Slabs, Spool,
+    SuccessStatus, Table, Upload,
 };
 use crate::limits::{
     COMPRESSION_LEVEL_MAX, COMPRESSION_LEVEL_MIN, CONNECTION_COUNT_MAX, CORE_COUNT_MAX,
     DURATION_MAX, ENTITY_NAME_SIZE_MAX, FILE_NAME_SIZE_MAX, GIB, LISTENER_COUNT_MAX,
     MEMORY_LIMIT_MIN, PAGE_SIZE, RECORD_SIZE_MAX, REQUEST_LINE_SIZE_MAX, ROUTE_COUNT_MAX,
-    SLAB_CLASS_COUNT_MAX, SLAB_COUNT_MAX, SLAB_SIZE_MAX, SLAB_SIZE_MIN, TAG_SIZE_MAX,
-    UPLOAD_BUFFER_COUNT_MAX, UPLOAD_BUFFER_COUNT_MIN, UPLOAD_BUFFER_SIZE_MAX,
-    upload_buffer_size_min,
+    SEGMENT_COUNT_MAX, SEGMENT_COUNT_MIN, SLAB_CLASS_COUNT_MAX, SLAB_COUNT_MAX, SLAB_SIZE_MAX,
+    SLAB_SIZE_MIN, TAG_SIZE_MAX, UPLOAD_BUFFER_COUNT_MAX, UPLOAD_BUFFER_COUNT_MIN,
+    UPLOAD_BUFFER_SIZE_MAX, segment_size, upload_buffer_size_min,
 };
 
 pub(super) fn validate(raw: RawConfig, base_dir: &Path) -> Result<Config, Vec<Placed>> {
@@ -79,8 +79,10 @@ impl Check {
             default.upload,
             default.limits.record,
         );
+        let cores = self.cores(raw.cores, default.cores);
+        let spool = self.spool(raw.spool.0, default.spool, base_dir, cores, &upload);
         Config {
-            cores: self.cores(raw.cores, default.cores),
+            cores,
             listeners: match raw.listener {
                 Some(listeners) => self.listeners(listeners, default.listeners, &principals),
                 None => default.listeners,
@@ -89,6 +91,7 @@ impl Check {
                 address: self.address(raw.admin.0.address, default.admin.address),
             },
             destination,
+            spool,
             batch: Batch {
                 max_age: self.duration(raw.batch.0.max_age, default.batch.max_age),
             },
@@ -122,6 +125,7 @@ impl Check {
                     1..=usize::MAX,
                 ) as u64,
                 record,
+                ack: self.duration(raw.limits.0.ack, default.limits.ack),
                 drain: self.duration(raw.limits.0.drain, default.limits.drain),
             },
             deadlines: self.deadlines(raw.deadlines.0, default.deadlines),
@@ -358,16 +362,63 @@ impl Check {
         let Destination::Directory { path } = default else {
             unreachable!("the default destination is a directory")
         };
-        let path = match raw.path {
+        Destination::Directory {
+            path: self.directory(raw.path, path, base_dir),
+        }
+    }
+
+    fn directory(&mut self, key: Key<String>, default: PathBuf, base_dir: &Path) -> PathBuf {
+        let path = match key {
             Some(value) if value.get_ref().is_empty() || value.get_ref().contains('\0') => {
                 self.error(value.span(), "not a path; name a directory");
-                path
+                default
             }
             Some(value) => value.into_inner().into(),
-            None => path,
+            None => default,
         };
-        Destination::Directory {
-            path: base_dir.join(path),
+        base_dir.join(path)
+    }
+
+    fn spool(
+        &mut self,
+        raw: RawSpool,
+        default: Spool,
+        base_dir: &Path,
+        cores: usize,
+        upload: &Upload,
+    ) -> Spool {
+        let segment_size = segment_size(upload.buffer_size) as u64;
+        let count_min = (SEGMENT_COUNT_MIN * cores) as u64;
+        let size = match &raw.size {
+            Some(value) => {
+                let errors_before = self.errors.len();
+                let size = self.size(value, 1..=u64::MAX);
+                let count = size / segment_size;
+                if self.errors.len() == errors_before && count < count_min {
+                    let message = format!(
+                        "{} is room for {count} batches, and {cores} cores need {count_min}; use {} or more, or \
+                         reduce upload.buffer_size",
+                        Size(size),
+                        Size(count_min * segment_size),
+                    );
+                    self.error(value.span(), message);
+                } else if count > SEGMENT_COUNT_MAX as u64 {
+                    let message = format!(
+                        "{} is room for {count} batches, and weir keeps {SEGMENT_COUNT_MAX} at most; increase \
+                         upload.buffer_size, or use {} or less",
+                        Size(size),
+                        Size(SEGMENT_COUNT_MAX as u64 * segment_size),
+                    );
+                    self.error(value.span(), message);
+                }
+                size
+            }
+            // Large buffers or many cores make it larger by themselves.
+            None => default.size.max(2 * count_min * segment_size),
+        };
+        Spool {
+            directory: self.directory(raw.directory, default.directory, base_dir),
+            size,
         }
     }
 
@@ -516,17 +567,32 @@ impl Check {
                 let message = "this path has a route already; remove one of the two";
                 self.error(path_span, message);
             }
+            let ack = self.choice(
+                route.ack,
+                &[
+                    ("durable", Ack::Durable),
+                    ("memory", Ack::Memory),
+                    ("delivered", Ack::Delivered),
+                ],
+                route_default.ack,
+            );
             let table = Table {
                 database: self.entity(route.database, &table_default.database, is_directory),
                 table: self.entity(route.table, &table_default.table, is_directory),
+                spooled: ack != Ack::Memory,
+                delivered: ack == Ack::Delivered,
             };
             let table_index = tables
                 .iter()
-                .position(|known| *known == table)
+                .position(|known| {
+                    (&known.database, &known.table, known.spooled)
+                        == (&table.database, &table.table, table.spooled)
+                })
                 .unwrap_or_else(|| {
                     tables.push(table);
                     tables.len() - 1
                 });
+            tables[table_index].delivered |= ack == Ack::Delivered;
             routes.push(Route {
                 pattern: pattern.unwrap_or_else(|| route_default.pattern.clone()),
                 table_index,
@@ -538,6 +604,7 @@ impl Check {
                     ],
                     route_default.envelope,
                 ),
+                ack,
                 default_tag: self.tag(route.default_tag, &route_default.default_tag),
                 principals: self.allowed_principals(route.principals, principals),
                 allow: self.networks(route.allow),

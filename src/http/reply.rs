@@ -9,7 +9,8 @@
 use std::io::Write;
 
 use crate::clock::HttpDate;
-use crate::error::Reject;
+use crate::config::Ack;
+use crate::error::{Refusal, Reject};
 use crate::limits::{REPLY_BUFFER_SIZE, REPLY_SIZE_MAX};
 
 /// What a connection does after a reply.
@@ -37,9 +38,9 @@ impl Replies {
         self.bytes.is_empty()
     }
 
-    /// Whether one more reply is sure to fit.
-    pub fn has_room(&self) -> bool {
-        self.bytes.len() + REPLY_SIZE_MAX <= REPLY_BUFFER_SIZE
+    /// Whether `reply_count` more replies are sure to fit.
+    pub fn has_room(&self, reply_count: usize) -> bool {
+        self.bytes.len() + reply_count * REPLY_SIZE_MAX <= REPLY_BUFFER_SIZE
     }
 
     /// Lends the bytes to a write; [`Replies::give_back`] returns the buffer.
@@ -58,10 +59,11 @@ impl Replies {
             .extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
     }
 
-    /// `{"accepted":N}`; a 204 has no content (RFC 9110 §15.3.5).
+    /// `{"accepted":N}`, and which promise was kept; a 204 has no content (RFC 9110 §15.3.5).
     pub fn accepted(
         &mut self,
         status: u16,
+        ack: Ack,
         record_count: u64,
         date: &HttpDate,
         persistence: Persistence,
@@ -75,7 +77,12 @@ impl Replies {
         } else {
             Some(&body[..body_size])
         };
-        self.reply(status, b"", content, date, persistence);
+        let field: &[u8] = match ack {
+            Ack::Memory => b"Weir-Ack: memory\r\n",
+            Ack::Durable => b"Weir-Ack: durable\r\n",
+            Ack::Delivered => b"Weir-Ack: delivered\r\n",
+        };
+        self.reply(status, field, content, date, persistence);
     }
 
     /// `{"code","detail"}`, with `offset` and `line` where the body was the fault.
@@ -104,10 +111,25 @@ impl Replies {
         }
     }
 
-    /// 503: no memory to take the request now; it can be sent again.
-    pub fn refused(&mut self, date: &HttpDate, persistence: Persistence) {
-        let body = b"{\"code\":\"busy\",\"detail\":\"no free buffer within limits.wait: send it again\"}\n";
-        self.reply(503, b"Retry-After: 1\r\n", Some(body), date, persistence);
+    /// 503: the promise cannot be made now; the request can be sent again.
+    pub fn refused(&mut self, refusal: Refusal, date: &HttpDate, persistence: Persistence) {
+        let answer = refusal.answer();
+        let mut body = [0; 192];
+        let body_size = written(&mut body, |body| {
+            let (code, detail) = (answer.code, answer.detail);
+            writeln!(body, "{{\"code\":\"{code}\",\"detail\":\"{detail}\"}}")
+        });
+        let mut field = [0; 24];
+        let field_size = written(&mut field, |field| {
+            write!(field, "Retry-After: {}\r\n", answer.retry_after)
+        });
+        self.reply(
+            503,
+            &field[..field_size],
+            Some(&body[..body_size]),
+            date,
+            persistence,
+        );
     }
 
     fn reply(
@@ -241,26 +263,33 @@ mod tests {
     #[test]
     fn an_accepted_request_says_how_many_records() {
         assert_eq!(
-            text(|replies| replies.accepted(201, 3, DATE, Persistence::KeepAlive)),
+            text(|replies| replies.accepted(201, Ack::Durable, 3, DATE, Persistence::KeepAlive)),
             "HTTP/1.1 201 Created\r\nDate: Mon, 23 Nov 2026 09:15:02 GMT\r\n\
-             Content-Type: application/json\r\nContent-Length: 15\r\n\r\n{\"accepted\":3}\n"
+             Weir-Ack: durable\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n{\"accepted\":3}\n"
         );
     }
 
     #[test]
     fn a_204_has_no_content_and_no_length() {
         assert_eq!(
-            text(|replies| replies.accepted(204, 3, DATE, Persistence::Close)),
+            text(|replies| replies.accepted(204, Ack::Memory, 3, DATE, Persistence::Close)),
             "HTTP/1.1 204 No Content\r\nDate: Mon, 23 Nov 2026 09:15:02 GMT\r\n\
-             Connection: close\r\n\r\n"
+             Weir-Ack: memory\r\nConnection: close\r\n\r\n"
         );
     }
 
     #[test]
     fn the_longest_replies_fit_and_are_json() {
+        for refusal in Refusal::ALL {
+            let text = text(|replies| replies.refused(refusal, DATE, Persistence::KeepAlive));
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("\r\nRetry-After: "));
+            let body: serde_json::Value = serde_json::from_str(body).unwrap();
+            assert_eq!(body["code"], refusal.answer().code);
+        }
         for reject in Reject::samples() {
             let text = text(|replies| {
-                assert!(replies.has_room());
+                assert!(replies.has_room(1));
                 replies.rejected(&reject, DATE, Persistence::KeepAliveConfirmed);
             });
             let (head, body) = text.split_once("\r\n\r\n").unwrap();

@@ -3,12 +3,12 @@
 //! Before it: [`crate::uplink`] has a batch for a table.
 //! After it: the blob is on disk under its name.
 //! Thread: a blocking thread of the uplink's runtime. Allocates: names and handles.
-//! Invariant: a name appears when its content is complete and synced, so a reader never sees a part of a blob; and no
-//! blob replaces another.
+//! Invariant: a name appears when its content is complete and synced, so a reader never sees a part of a blob. A batch
+//! that is delivered again replaces itself, as its name is its own.
 //! Not here: retries; the uplink makes them.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::config::Table;
@@ -18,51 +18,50 @@ use crate::upload_buffer::Batch;
 /// One directory per table.
 pub struct Directory {
     tables: Vec<PathBuf>,
-    node: String,
 }
 
 impl Directory {
     /// Makes the tables' directories and proves that files can be made in them.
-    pub fn open(root: &Path, tables: &[Table], node: &str) -> Result<Self, Fatal> {
+    pub fn open(root: &Path, tables: &[Table]) -> Result<Self, Fatal> {
         let mut paths = Vec::with_capacity(tables.len());
         for table in tables {
             let path = root.join(&table.database).join(&table.table);
-            let probe = path.join(format!(".{node}.probe"));
+            // One name for every start, so that one that was killed here leaves nothing for ever.
+            let probe = path.join(".weir.probe");
             fs::create_dir_all(&path)
                 .and_then(|()| File::create(&probe))
-                .and_then(|_| fs::remove_file(&probe))
+                .and_then(|_| match fs::remove_file(&probe) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                    _ => Ok(()),
+                })
                 .map_err(|source| Fatal::DirectoryNotWritable {
                     path: path.clone(),
                     source,
                 })?;
             paths.push(path);
         }
-        Ok(Directory {
-            tables: paths,
-            node: node.to_owned(),
-        })
+        Ok(Directory { tables: paths })
     }
 
-    /// Writes the batch under its name. May be called again for the same batch after a failure.
-    pub fn write(&self, batch: &Batch) -> io::Result<()> {
+    /// Puts the batch under its name, with the content that `write` makes. May be called again for the same batch.
+    pub fn write(
+        &self,
+        batch: &Batch,
+        write: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> io::Result<()> {
         let directory = &self.tables[batch.table_index];
-        let name = blob_name(&self.node, batch);
+        let name = batch.id.blob_name();
         let partial = directory.join(format!(".{name}.partial"));
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .open(&partial)?;
-        file.write_all(batch.bytes())?;
+        write(&mut file)?;
         file.sync_data()?;
         drop(file);
         fs::rename(&partial, directory.join(&name))?;
         // The new name is as durable as the content only once the directory is synced.
         File::open(directory)?.sync_all()
     }
-}
-
-/// `<node>-c<core>-<sequence>.json.gz`: the node's part is new at every start, so no name is used twice.
-fn blob_name(node: &str, batch: &Batch) -> String {
-    format!("{node}-c{}-{:08}.json.gz", batch.core_index, batch.sequence)
 }

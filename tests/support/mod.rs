@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test binary uses its own part of this.
 
+pub mod sim_disk;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -31,7 +33,7 @@ pub fn free_address() -> SocketAddr {
 pub fn base_config(admin: SocketAddr) -> String {
     format!(
         "[[listener]]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"{admin}\"\n\
-         [destination]\ntype = \"directory\"\npath = \"out\"\n[batch]\nmax_age = \"200ms\"\n"
+         [destination]\ntype = \"directory\"\npath = \"out\"\n[spool]\ndirectory = \"spool\"\nsize = \"64MiB\"\n[batch]\nmax_age = \"200ms\"\n"
     )
 }
 
@@ -44,7 +46,11 @@ impl Weir {
 
     /// Starts weir with a whole configuration.
     pub fn start_with(config: &str, admin: SocketAddr) -> Weir {
-        let directory = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), config, admin)
+    }
+
+    /// Starts weir where another one was before.
+    pub fn start_in(directory: tempfile::TempDir, config: &str, admin: SocketAddr) -> Weir {
         let mut child = command(directory.path(), config).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
@@ -83,6 +89,18 @@ impl Weir {
         Stopped { stderr, directory }
     }
 
+    /// Kills weir as a power cut would, and waits; what it left behind.
+    pub fn kill(mut self) -> tempfile::TempDir {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap())
+    }
+
+    /// Puts a file where the table's directory should be, so that nothing can be delivered; or takes it away again.
+    pub fn block_delivery(&self, table: &str, blocked: bool) {
+        block_delivery(self.directory.path(), table, blocked);
+    }
+
     /// Sends SIGTERM and waits; the exit code and the log.
     pub fn terminate(mut self) -> (Option<i32>, String) {
         self.signal_and_wait()
@@ -109,6 +127,26 @@ impl Weir {
             .find(|line| line.split(' ').next() == Some(name));
         let line = line.unwrap_or_else(|| panic!("no {name} in\n{page}"));
         line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// At rest, every record is acknowledged or not, and every row is somewhere.
+    pub fn assert_accounts_balance(&self) {
+        let page = self.metrics();
+        let value = |name: &str| -> u64 {
+            let line = page
+                .lines()
+                .find(|line| line.split(' ').next() == Some(name));
+            line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+        };
+        assert_eq!(
+            value("weir_records_total")
+                + value("weir_records_unacknowledged_total")
+                + value("weir_recovered_rows_total"),
+            value("weir_rows_in_memory")
+                + value("weir_rows_in_spool")
+                + value("weir_delivered_rows_total"),
+            "{page}"
+        );
     }
 
     /// Reads the metrics until one line is `line`.
@@ -152,6 +190,19 @@ impl Drop for Weir {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// [`Weir::block_delivery`], for a weir that does not run.
+pub fn block_delivery(directory: &Path, table: &str, blocked: bool) {
+    let path = directory.join("out/Telemetry").join(table);
+    let aside = directory.join(format!("{table}.aside"));
+    if blocked {
+        std::fs::rename(&path, &aside).unwrap();
+        std::fs::write(&path, b"in the way").unwrap();
+    } else {
+        std::fs::remove_file(&path).unwrap();
+        std::fs::rename(&aside, &path).unwrap();
     }
 }
 
