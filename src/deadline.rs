@@ -293,4 +293,25 @@ mod tests {
         deadlines.came(&mut pace, 4_000);
         assert_eq!(pace, before);
     }
+
+    #[test]
+    fn a_wait_that_is_not_the_peers_fault_costs_it_nothing() {
+        let deadlines = deadlines();
+        for (mut pace, least) in [(deadlines.head(), 10_100), (deadlines.body(0), 20_100)] {
+            let end = pace.end;
+            deadlines.resume(&mut pace, deadlines.pause());
+            assert_eq!((pace.at, pace.end), (least, end), "nothing was waited for");
+            // Up to a period longer than the sweeps say.
+            let pause = deadlines.pause();
+            let began = deadlines.now.get();
+            let _ = expired(&deadlines, began + 60_000);
+            deadlines.resume(&mut pace, pause);
+            assert_eq!(
+                (pace.at, pace.end),
+                (least + 60_100, end + 60_100),
+                "as long as there was left"
+            );
+            deadlines.now.set(0);
+        }
+    }
 }

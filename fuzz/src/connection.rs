@@ -19,14 +19,16 @@ use super::{http1, naive, reference};
 /// The largest request that the node takes.
 const SLAB_SIZE_MAX: usize = 64 * 1024;
 
-/// One node for all inputs. It takes no deadline for one that a busy machine could miss.
+/// One node for all inputs. It takes no deadline for one that a busy machine could miss, and promises nothing that
+/// would need a disk, or a sync for every input.
 fn address() -> SocketAddr {
     static ADDRESS: OnceLock<SocketAddr> = OnceLock::new();
     *ADDRESS.get_or_init(|| {
         let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n\
                     [destination]\ntype = \"null\"\n\
                     [slabs]\nregistered = \"never\"\n\
-                    classes = [{ size = \"16KiB\", count = 4 }, { size = \"64KiB\", count = 4 }]\n";
+                    classes = [{ size = \"16KiB\", count = 4 }, { size = \"64KiB\", count = 4 }]\n\
+                    [[route]]\npath = \"/*\"\nack = \"memory\"\n";
         let config = Config::parse(text, "fuzz.toml".as_ref(), ".".as_ref())
             .unwrap_or_else(|errors| panic!("{errors}"));
         let (sender, receiver) = mpsc::channel();
