@@ -168,11 +168,16 @@ pub enum Sink {
 }
 
 impl Sink {
-    /// Makes the destination ready; fails where it can already be seen that nothing could be written.
-    pub fn open(config: &Config, tables: &[Table]) -> Result<Sink, crate::error::Fatal> {
+    /// Makes the destination ready. Where it can already be seen that nothing could be written it fails, or, if
+    /// `may_be_away`, says so.
+    pub fn open(
+        config: &Config,
+        tables: &[Table],
+        may_be_away: bool,
+    ) -> Result<Sink, crate::error::Fatal> {
         match &config.destination {
             Destination::Directory { path } => {
-                let directory = Directory::open(path, tables)?;
+                let directory = Directory::open(path, tables, may_be_away)?;
                 Ok(Sink::Directory(Arc::new(directory)))
             }
             Destination::Null => Ok(Sink::Null),
