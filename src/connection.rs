@@ -4,9 +4,10 @@
 //! After it: [`crate::encoder`] has the records, and the peer its answers.
 //! Thread: one reactor; one task per connection. Allocates: at accept (the task, the reply buffer), then never.
 //! Invariant: exactly one answer per request, in order; a success is answered once its promise is kept; an idle
-//! connection holds no slab, nor does one that waits for a commit;
+//! connection holds no slab, nor does one that waits for nothing but a commit;
 //! `begin ≤ received ≤ slab size`.
 //! A peer that is too slow has its reading side shut down by [`crate::deadline`]'s sweep: the read in flight then ends.
+//! It has a deadline only while it is the one that is waited for: never during a wait for memory, commit or delivery.
 //!
 //! ```text
 //! slab:  | answered | head | body … | next request, pipelined … |        |

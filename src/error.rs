@@ -526,7 +526,7 @@ mod tests {
         }
     }
 
-    /// `docs/HTTP.md` has one line for each code, in the same order, and `busy`.
+    /// `docs/HTTP.md` has one line for each code, in the same order, and then for each refusal.
     #[test]
     fn the_document_lists_every_code_with_its_status() {
         let document = include_str!("../docs/HTTP.md");
@@ -547,7 +547,11 @@ mod tests {
                 ]
             })
             .collect();
-        expected.push(["| `busy`".into(), "503".into(), "keeps".into()]);
+        expected.extend(
+            Refusal::ALL
+                .map(|refusal| format!("| `{}`", refusal.answer().code))
+                .map(|code| [code, "503".into(), "keeps".into()]),
+        );
         let listed: Vec<&[&str]> = lines.iter().map(|line| &line[..3]).collect();
         assert_eq!(listed, expected);
     }

@@ -72,29 +72,30 @@ impl SecretSource {
             SecretSource::Env(name) => {
                 let value =
                     std::env::var_os(name).ok_or_else(|| SecretError::NotSet(name.clone()))?;
-                checked(value.into_string().ok().map(Zeroizing::new), name.clone())
+                let text = value.into_string().ok();
+                checked(text.map(Zeroizing::new), name.clone())
             }
-            SecretSource::File(path) => read_file(path),
+            SecretSource::File(path) => Self::read_file(path),
         }
     }
-}
 
-fn read_file(path: &Path) -> Result<Secret, SecretError> {
-    let unreadable = |source| SecretError::Unreadable {
-        path: path.into(),
-        source,
-    };
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    // Of the full size from the start: a buffer that grows leaves unzeroed copies behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_SIZE_MAX + 1));
-    file.take(SECRET_SIZE_MAX as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
-    let text = std::str::from_utf8(&bytes).ok();
-    checked(
-        text.map(|text| Zeroizing::new(text.to_owned())),
-        path.display().to_string(),
-    )
+    fn read_file(path: &Path) -> Result<Secret, SecretError> {
+        let unreadable = |source| SecretError::Unreadable {
+            path: path.into(),
+            source,
+        };
+        let file = std::fs::File::open(path).map_err(unreadable)?;
+        // Of the full size from the start: a buffer that grows leaves unzeroed copies behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_SIZE_MAX + 1));
+        file.take(SECRET_SIZE_MAX as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(unreadable)?;
+        let text = std::str::from_utf8(&bytes).ok();
+        checked(
+            text.map(|text| Zeroizing::new(text.to_owned())),
+            path.display().to_string(),
+        )
+    }
 }
 
 fn checked(text: Option<Zeroizing<String>>, origin: String) -> Result<Secret, SecretError> {
@@ -114,7 +115,10 @@ mod tests {
     #[test]
     fn a_secret_prints_nothing_of_itself() {
         let secret = Secret::new("canary");
-        assert!(!format!("{secret:?} {:?}", Some(&secret)).contains("canary"));
+        assert_eq!(
+            format!("{secret:?} {:?}", Some(&secret)).find("canary"),
+            None
+        );
         assert_eq!(secret.expose(), "canary");
     }
 
@@ -136,8 +140,13 @@ mod tests {
     #[test]
     fn what_is_not_there_is_named() {
         let missing = SecretSource::File("no/such/file".into());
-        let error = missing.read().unwrap_err().to_string();
-        assert!(error.contains("no/such/file"), "{error}");
+        assert!(
+            missing
+                .read()
+                .unwrap_err()
+                .to_string()
+                .contains("no/such/file")
+        );
         let unset = SecretSource::Env("WEIR_TEST_NO_SUCH_VARIABLE".into());
         let error = unset.read().unwrap_err().to_string();
         assert!(error.contains("WEIR_TEST_NO_SUCH_VARIABLE"), "{error}");
