@@ -4,19 +4,23 @@
 //! After it: a task per connection runs [`crate::connection::serve`].
 //! Thread: one reactor. Allocates: per connection (the peer's address, the descriptor, the task); never per request.
 //! Invariant: at most `limits.connections` connections are open; beyond that the backlog of the kernel waits.
-//! Not here: limits per peer.
+//! Not here: how long a peer may take ([`crate::deadline`]).
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio_uring::net::TcpStream;
 
+use crate::config::Config;
 use crate::connection;
-use crate::error::Fatal;
+use crate::deadline::{Cut, Deadlines, Pace};
+use crate::error::{Fatal, Reject};
+use crate::http::reply::{Persistence, Replies};
 use crate::limits::LISTEN_BACKLOG;
 use crate::metrics::Count;
 use crate::reactor::Core;
@@ -89,28 +93,67 @@ pub struct Connections {
     queue: WaitQueue,
     /// Woken whenever a connection ends; the drain waits here.
     ended: WaitQueue,
+    pub deadlines: Deadlines,
+    /// How many connections each network has; one without any is not there.
+    networks: RefCell<HashMap<IpAddr, usize>>,
+    per_network_max: usize,
 }
 
 struct Open {
     stream: Rc<TcpStream>,
     idle: bool,
+    expired: bool,
 }
 
 /// One connection's place among the open ones, until it is dropped.
 pub struct Place {
     core: Rc<Core>,
     index: usize,
+    /// Where the connection is counted; a proxy's is not, until it says whose it is.
+    network: Option<IpAddr>,
+    /// In the order of the configuration.
+    pub listener_index: usize,
+    pub peer: IpAddr,
 }
 
 impl Connections {
-    /// Places for `connections_max` connections, taken by the accept loops of `listener_count` listeners.
-    pub fn new(connections_max: usize, listener_count: usize) -> Self {
+    /// Places for `limits.connections` connections, taken by the accept loops of all listeners.
+    pub fn new(config: &Config) -> Self {
+        let connections_max = config.limits.connections;
         Connections {
             open: RefCell::new((0..connections_max).map(|_| None).collect()),
             free: RefCell::new((0..connections_max).rev().collect()),
             open_count: Cell::new(0),
-            queue: WaitQueue::new(listener_count),
+            queue: WaitQueue::new(config.listeners.len()),
             ended: WaitQueue::new(1),
+            deadlines: Deadlines::new(&config.deadlines, connections_max),
+            networks: RefCell::new(HashMap::with_capacity(connections_max)),
+            per_network_max: config.limits.connections_per_address,
+        }
+    }
+
+    /// Gives back a place that no connection came to have.
+    fn free_unused(&self, index: usize) {
+        self.free.borrow_mut().push(index);
+        // Another listener may wait for it.
+        self.queue.wake_one();
+    }
+
+    /// Counts one more connection of a network, unless that is one too many.
+    fn enter(&self, network: IpAddr) -> bool {
+        let mut networks = self.networks.borrow_mut();
+        let count = networks.entry(network).or_insert(0);
+        let has_room = *count < self.per_network_max;
+        *count += usize::from(has_room);
+        has_room
+    }
+
+    fn leave(&self, network: IpAddr) {
+        let mut networks = self.networks.borrow_mut();
+        let count = networks.get_mut(&network).expect("it was counted");
+        *count -= 1;
+        if *count == 0 {
+            networks.remove(&network);
         }
     }
 
@@ -139,7 +182,54 @@ impl Connections {
     }
 }
 
+/// Who counts as one: an address; of IPv6 the network of 64 bits that a single host may have (RFC 4291 §2.5.4).
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let prefix = u128::from(address) & (u128::MAX << 64);
+            Ipv6Addr::from(prefix).into()
+        }
+        address => address,
+    }
+}
+
 impl Place {
+    /// Sets the connection's deadline.
+    pub fn set_deadline(&self, pace: &Pace, cut: Cut) {
+        self.core.connections.deadlines.set(self.index, pace, cut);
+    }
+
+    pub fn clear_deadline(&self) {
+        self.core.connections.deadlines.clear(self.index);
+    }
+
+    /// Whether the connection begins with a PROXY header.
+    pub fn is_of_proxy(&self) -> bool {
+        is_proxy(&self.core, self.listener_index, self.peer)
+    }
+
+    /// Takes the address that a proxy names for the peer's; an error where that has too many connections.
+    pub fn set_source(&mut self, source: IpAddr) -> Result<(), Reject> {
+        assert!(self.network.is_none(), "a connection has one source");
+        let connections = &self.core.connections;
+        let source = source.to_canonical();
+        if !connections.enter(network(source)) {
+            self.core
+                .metrics
+                .update(|update| update.add(Count::ConnectionsRefused, 1));
+            return Err(Reject::ConnectionCount);
+        }
+        self.network = Some(network(source));
+        self.peer = source;
+        Ok(())
+    }
+
+    /// Whether a deadline has passed: no more can be read than what had come by then.
+    pub fn expired(&self) -> bool {
+        let open = self.core.connections.open.borrow();
+        open[self.index].as_ref().is_some_and(|open| open.expired)
+    }
+
     /// Says whether the connection waits between two requests.
     pub fn set_idle(&self, idle: bool) {
         let mut connections = self.core.connections.open.borrow_mut();
@@ -156,6 +246,10 @@ impl Drop for Place {
     fn drop(&mut self) {
         let connections = &self.core.connections;
         connections.open.borrow_mut()[self.index] = None;
+        connections.deadlines.clear(self.index);
+        if let Some(network) = self.network {
+            connections.leave(network);
+        }
         connections.open_count.set(connections.open_count.get() - 1);
         connections.free.borrow_mut().push(self.index);
         connections.queue.wake_one();
@@ -168,7 +262,11 @@ impl Drop for Place {
 }
 
 /// Accepts connections of one listener until the core drains.
-pub async fn accept(core: Rc<Core>, listener: tokio_uring::net::TcpListener) {
+pub async fn accept(
+    core: Rc<Core>,
+    listener: tokio_uring::net::TcpListener,
+    listener_index: usize,
+) {
     loop {
         let connections = &core.connections;
         let index = connections
@@ -183,16 +281,29 @@ pub async fn accept(core: Rc<Core>, listener: tokio_uring::net::TcpListener) {
             return;
         }
         match accepted {
-            Ok((stream, _peer)) => {
+            Ok((stream, peer)) => {
+                let peer = peer.ip().to_canonical();
+                let network = (!is_proxy(&core, listener_index, peer)).then(|| network(peer));
+                if network.is_some_and(|network| !connections.enter(network)) {
+                    connections.free_unused(index);
+                    core.metrics
+                        .update(|update| update.add(Count::ConnectionsRefused, 1));
+                    turn_away(&core, stream).await;
+                    continue;
+                }
                 let stream = Rc::new(stream);
                 connections.open.borrow_mut()[index] = Some(Open {
                     stream: stream.clone(),
                     idle: false,
+                    expired: false,
                 });
                 connections.open_count.set(connections.open_count.get() + 1);
                 let place = Place {
                     core: core.clone(),
                     index,
+                    network,
+                    listener_index,
+                    peer,
                 };
                 let open_count = connections.open_count() as u64;
                 core.metrics.update(|update| {
@@ -202,12 +313,45 @@ pub async fn accept(core: Rc<Core>, listener: tokio_uring::net::TcpListener) {
                 tokio_uring::spawn(connection::serve(core.clone(), stream, place));
             }
             Err(error) => {
-                connections.free.borrow_mut().push(index);
+                connections.free_unused(index);
                 core.metrics
                     .update(|update| update.add(Count::AcceptErrors, 1));
                 tracing::warn!(%error, "a connection could not be accepted; trying again");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+fn is_proxy(core: &Core, listener_index: usize, peer: IpAddr) -> bool {
+    let proxies = &core.config.listeners[listener_index].proxies;
+    proxies.iter().any(|network| network.contains(&peer))
+}
+
+/// Says why, to who has too many connections already. The socket is new, so its buffer takes that at once.
+async fn turn_away(core: &Core, stream: TcpStream) {
+    let mut replies = Replies::new();
+    let date = core.clock.date();
+    replies.rejected(&Reject::ConnectionCount, &date, Persistence::Close);
+    let _ = stream.write_all(replies.take()).await;
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
+/// Cuts the connections whose deadline has passed, for as long as the core lives.
+pub async fn sweep_deadlines(core: Rc<Core>) {
+    let connections = &core.connections;
+    loop {
+        tokio::time::sleep(connections.deadlines.period()).await;
+        connections.deadlines.sweep(|index, cut| {
+            if let Some(open) = &mut connections.open.borrow_mut()[index] {
+                open.expired = true;
+                let _ = open.stream.shutdown(match cut {
+                    Cut::Reading => Shutdown::Read,
+                    Cut::Both => Shutdown::Both,
+                });
+                core.metrics
+                    .update(|update| update.add(Count::DeadlinesPassed, 1));
+            }
+        });
     }
 }

@@ -316,6 +316,16 @@ impl Page<'_> {
             value(Count::Connections),
         )?;
         self.counter(
+            "connections_refused",
+            "Connections turned away because their address had too many",
+            value(Count::ConnectionsRefused),
+        )?;
+        self.counter(
+            "deadlines_passed",
+            "Connections cut because the peer took too long, idle ones too",
+            value(Count::DeadlinesPassed),
+        )?;
+        self.counter(
             "accept_errors",
             "Times that accepting failed",
             value(Count::AcceptErrors),

@@ -14,6 +14,7 @@
 //! Not here: bounds (`limits.rs`), sums (`budget.rs`), matching of paths (`route.rs`).
 //! What each key means to an operator is in `docs/CONFIG.md`, which a test holds to this code.
 
+mod access;
 mod error;
 mod kusto;
 mod raw;
@@ -26,8 +27,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::error::Fatal;
 use crate::limits::{GIB, KIB, MIB, segment_size};
+use crate::secret::SecretSource;
 
 pub use error::{ConfigError, ConfigErrors};
 pub use kusto::{Identity, KustoConfig, Mode};
@@ -51,7 +55,10 @@ pub struct Config {
     pub slabs: Slabs,
     pub upload: Upload,
     pub limits: Limits,
+    pub deadlines: Deadlines,
     pub memory: Memory,
+    /// Names differ.
+    pub principals: Vec<Principal>,
     /// At least one, in the order of the file; patterns differ.
     pub routes: Vec<Route>,
     /// The tables that the routes name, each once, in order of first mention.
@@ -63,6 +70,12 @@ pub struct Config {
 pub struct Listener {
     /// Port 0 lets the kernel choose.
     pub address: SocketAddr,
+    /// Indexes in [`Config::principals`]: who may send; `None` for anybody.
+    pub principals: Option<Vec<usize>>,
+    /// Where from; empty for anywhere.
+    pub allow: Vec<IpNet>,
+    /// Whose connections begin with a PROXY header.
+    pub proxies: Vec<IpNet>,
 }
 
 /// Where metrics and health are served.
@@ -208,12 +221,34 @@ pub struct Limits {
     pub wait: Duration,
     /// Open connections per core.
     pub connections: usize,
+    /// Of those, from one address.
+    pub connections_per_address: usize,
+    /// Requests until a connection is closed.
+    pub requests_per_connection: u64,
     /// Bytes of the largest record, compacted; more is 413.
     pub record: usize,
     /// How long a request on a route with `ack = "delivered"` waits for the delivery before 503.
     pub ack: Duration,
     /// How long a shutdown waits for requests in flight and for delivery.
     pub drain: Duration,
+}
+
+/// How long a peer may take; `deadline.rs` sweeps them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// A whole head, from its first byte.
+    pub head: Duration,
+    /// The first byte of a body, from the end of its head.
+    pub body_start: Duration,
+    /// A whole body.
+    pub body: Duration,
+    /// Bytes per second that a body must bring, on average over `body_rate_window`.
+    pub body_rate: usize,
+    pub body_rate_window: Duration,
+    /// Writing the answers.
+    pub write: Duration,
+    /// Between two requests.
+    pub idle: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -232,6 +267,80 @@ pub struct Route {
     pub ack: Ack,
     /// The tag of the path `/`; needs no escaping in JSON.
     pub default_tag: String,
+    /// In place of the listener's.
+    pub principals: Option<Vec<usize>>,
+    /// Besides the listener's.
+    pub allow: Vec<IpNet>,
+    pub rate: Option<Rate>,
+}
+
+/// Somebody who may send, known by one kind of credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Principal {
+    pub name: String,
+    pub credential: Credential,
+    pub rate: Option<Rate>,
+}
+
+/// What a principal shows. Of several secrets any will do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// RFC 6750.
+    Bearer(Vec<Token>),
+    /// RFC 7617.
+    Basic {
+        user: String,
+        passwords: Vec<SecretSource>,
+    },
+    Hmac(Hmac),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Token {
+    Secret(SecretSource),
+    /// The hash of one that is long and random.
+    Sha256([u8; 32]),
+}
+
+/// HMAC-SHA-256 over the body as it was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hmac {
+    pub secrets: Vec<SecretSource>,
+    /// The field that has the signature.
+    pub header: String,
+    /// What is before it in there.
+    pub prefix: String,
+    pub encoding: SignatureEncoding,
+}
+
+impl Default for Hmac {
+    /// What GitHub sends, without secrets.
+    fn default() -> Self {
+        Hmac {
+            secrets: Vec::new(),
+            header: "X-Hub-Signature-256".into(),
+            prefix: "sha256=".into(),
+            encoding: SignatureEncoding::Hex,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignatureEncoding {
+    Hex,
+    /// RFC 4648 §4, with padding.
+    Base64,
+}
+
+/// How much may be sent, on the whole node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Per second.
+    pub requests: Option<u64>,
+    /// Of bodies, per second.
+    pub bytes: Option<u64>,
+    /// How much of that may come at once after a pause.
+    pub burst: Duration,
 }
 
 /// The paths a route serves; `route.rs` matches them.
@@ -306,6 +415,9 @@ impl Default for Config {
             cores: 1,
             listeners: vec![Listener {
                 address: SocketAddr::from(([127, 0, 0, 1], 9880)),
+                principals: None,
+                allow: Vec::new(),
+                proxies: Vec::new(),
             }],
             admin: Admin {
                 address: SocketAddr::from(([127, 0, 0, 1], 9881)),
@@ -352,19 +464,34 @@ impl Default for Config {
             limits: Limits {
                 wait: Duration::from_secs(5),
                 connections: 1024,
+                connections_per_address: 256,
+                requests_per_connection: 100_000,
                 // The largest value of Kusto's `dynamic` type.
                 record: MIB,
                 // Senders of webhooks give up after ten seconds.
                 ack: Duration::from_secs(8),
                 drain: Duration::from_secs(30),
             },
+            deadlines: Deadlines {
+                head: Duration::from_secs(10),
+                body_start: Duration::from_secs(20),
+                body: Duration::from_secs(120),
+                body_rate: KIB,
+                body_rate_window: Duration::from_secs(10),
+                write: Duration::from_secs(10),
+                idle: Duration::from_secs(75),
+            },
             memory: Memory { limit: None },
+            principals: Vec::new(),
             routes: vec![Route {
                 pattern: PathPattern::Prefix("/".into()),
                 table_index: 0,
                 envelope: Envelope::FluentBit,
                 ack: Ack::Durable,
                 default_tag: "http.0".into(),
+                principals: None,
+                allow: Vec::new(),
+                rate: None,
             }],
             tables: vec![Table {
                 database: "Telemetry".into(),

@@ -4,9 +4,10 @@
 //! After it: [`crate::encoder`] has the records, and the peer its answers.
 //! Thread: one reactor; one task per connection. Allocates: at accept (the task, the reply buffer), then never.
 //! Invariant: exactly one answer per request, in order; a success is answered once its promise is kept; an idle
-//! connection holds no slab, nor does one that waits for a commit;
+//! connection holds no slab, nor does one that waits for nothing but a commit;
 //! `begin ≤ received ≤ slab size`.
-//! Not here: deadlines for slow senders.
+//! A peer that is too slow has its reading side shut down by [`crate::deadline`]'s sweep: the read in flight then ends.
+//! It has a deadline only while it is the one that is waited for: never during a wait for memory, commit or delivery.
 //!
 //! ```text
 //! slab:  | answered | head | body … | next request, pipelined … |        |
@@ -25,14 +26,17 @@ use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
 use crate::accept::Place;
 use crate::ack::Ticket;
+use crate::admission::{self, Admitted};
 use crate::config::{Ack, Route};
+use crate::deadline::{Cut, Pace};
 use crate::encoder::{Encoded, NotEncoded, Request};
 use crate::error::{Refusal, Reject};
 use crate::http::chunked::Chunked;
-use crate::http::h1::{self, Framing, Head, Method};
+use crate::http::h1::{self, Expectation, Framing, Head, Method};
+use crate::http::proxy;
 use crate::http::reply::{Persistence, Replies};
 use crate::limits::{
-    HEAD_SIZE_MAX, LINGER_SIZE_MAX, LINGER_TIME, REPLY_BUFFER_SIZE, REPLY_SIZE_MAX,
+    HEAD_SIZE_MAX, LINGER_SIZE_MAX, LINGER_TIME, REPLY_BUFFER_SIZE, REPLY_SIZE_MAX, UNREAD_SIZE_MAX,
 };
 use crate::reactor::Core;
 use crate::slab::Slab;
@@ -44,6 +48,8 @@ struct Gone;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     Request,
+    /// The rest of a body that nobody wants, in bytes, and then a request.
+    Skip(usize),
     Close,
 }
 
@@ -89,6 +95,7 @@ struct Connection {
     stream: Rc<TcpStream>,
     place: Place,
     replies: Replies,
+    request_count: u64,
     unsettled: [Option<Unsettled>; UNSETTLED_COUNT_MAX],
 }
 
@@ -106,6 +113,7 @@ pub async fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) {
         stream,
         place,
         replies: Replies::new(),
+        request_count: 0,
         unsettled: [None; UNSETTLED_COUNT_MAX],
     };
     if connection.run().await.is_ok() {
@@ -116,10 +124,11 @@ pub async fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) {
 impl Connection {
     /// Serves requests until the peer is gone (an error) or the last answer is written.
     async fn run(&mut self) -> Result<(), Gone> {
+        let mut expects_proxy_header = self.place.is_of_proxy();
         loop {
             self.suspend().await?;
             let Some(slab) = self.core.slabs.acquire(0, self.core.wait_deadline()).await else {
-                self.answer_unserved(Refusal::Busy.into(), false)?;
+                self.answer_unserved(Refusal::Busy.into(), false).await?;
                 return self.flush().await;
             };
             let mut inbox = Inbox {
@@ -127,10 +136,29 @@ impl Connection {
                 begin: 0,
                 received: 0,
             };
+            if std::mem::take(&mut expects_proxy_header) {
+                match self.receive_proxy_header(&mut inbox).await {
+                    Ok(true) if inbox.pending() > 0 => {}
+                    Ok(true) => continue,
+                    Ok(false) => return Err(Gone),
+                    Err(unserved) => {
+                        self.answer_unserved(unserved, false).await?;
+                        return self.flush().await;
+                    }
+                }
+            }
             loop {
-                if self.request(&mut inbox).await? == Next::Close {
-                    drop(inbox);
-                    return self.flush().await;
+                match self.request(&mut inbox).await? {
+                    Next::Request => {}
+                    Next::Skip(size) => {
+                        drop(inbox);
+                        self.skip(size).await?;
+                        break;
+                    }
+                    Next::Close => {
+                        drop(inbox);
+                        return self.flush().await;
+                    }
                 }
                 if inbox.pending() == 0 {
                     break;
@@ -150,11 +178,13 @@ impl Connection {
         // Submitted together, the two cost one system call; the poll sees whatever comes after the replies.
         let readable = poll_readable(self.stream.as_raw_fd());
         let flushed = self.flush().await;
+        self.set_deadline(&self.core.connections.deadlines.idle());
         if flushed.is_err() {
             // The poll holds the socket: end it, then wait for it.
             let _ = self.stream.shutdown(Shutdown::Both);
         }
         let polled = readable.await;
+        self.place.clear_deadline();
         self.place.set_idle(false);
         if polled.is_err() {
             return Err(Gone);
@@ -167,17 +197,15 @@ impl Connection {
         let head = match self.receive_head(inbox).await {
             Ok(Some(head)) => head,
             Ok(None) => return Err(Gone),
-            Err(unserved) => {
-                self.settle().await;
-                return self.answer_unserved(unserved, false);
-            }
+            Err(unserved) => return self.answer_unserved(unserved, false).await,
         };
         let served = self.serve_request(inbox, &head).await;
+        self.request_count += 1;
         // Only now: a drain that began meanwhile makes this the last answer.
-        let persistence = match (
-            head.keep_alive && !self.core.draining(),
-            head.keep_alive_confirm,
-        ) {
+        let is_last = self.core.draining()
+            || self.place.expired()
+            || self.request_count >= self.core.config.limits.requests_per_connection;
+        let persistence = match (head.keep_alive && !is_last, head.keep_alive_confirm) {
             (false, _) => Persistence::Close,
             (true, false) => Persistence::KeepAlive,
             (true, true) => Persistence::KeepAliveConfirmed,
@@ -196,9 +224,34 @@ impl Connection {
                     _ => Next::Request,
                 })
             }
-            Err((unserved, in_sync)) => {
-                self.settle().await;
-                self.answer_unserved(unserved, in_sync && persistence != Persistence::Close)
+            Err((unserved, unread)) => {
+                let unread = unread.filter(|_| persistence != Persistence::Close);
+                let next = self.answer_unserved(unserved, unread.is_some()).await?;
+                Ok(match (next, unread) {
+                    (Next::Request, Some(size)) => inbox.drop_unread(size),
+                    (next, _) => next,
+                })
+            }
+        }
+    }
+
+    /// Reads the PROXY header that a connection of a proxy begins with; `false` where it ended before its first byte,
+    /// as the probes of proxies do.
+    async fn receive_proxy_header(&mut self, inbox: &mut Inbox) -> Result<bool, Unserved> {
+        let mut pace = self.core.connections.deadlines.head();
+        loop {
+            if self.fill(inbox, &mut pace).await? == 0 {
+                return match inbox.pending() {
+                    0 => Ok(false),
+                    _ => Err(Reject::BodyTruncated.into()),
+                };
+            }
+            if let Some(header) = proxy::parse(inbox.pending_bytes())? {
+                inbox.begin = header.size;
+                if let Some(source) = header.source {
+                    self.place.set_source(source)?;
+                }
+                return Ok(true);
             }
         }
     }
@@ -206,22 +259,17 @@ impl Connection {
     /// Reads until the head is complete. `None` where the peer ended the stream between two requests.
     async fn receive_head(&mut self, inbox: &mut Inbox) -> Result<Option<Head>, Unserved> {
         let mut examined = 0;
+        let mut pace = self.core.connections.deadlines.head();
         loop {
             let bytes = inbox.pending_bytes();
-            // A head is parsed again only when another line has come, so that small reads stay linear.
-            let line_came = examined == 0 || memchr::memchr(b'\n', &bytes[examined..]).is_some();
-            if !bytes.is_empty()
-                && line_came
+            if h1::is_worth_parsing(bytes, examined)
                 && let Some(head) = h1::parse(bytes)?
             {
                 return Ok(Some(head));
             }
             examined = bytes.len();
-            if examined >= HEAD_SIZE_MAX {
-                return Err(Reject::HeadSize.into());
-            }
             inbox.make_room();
-            if self.fill(inbox).await? == 0 {
+            if self.fill(inbox, &mut pace).await? == 0 {
                 return if inbox.pending() == 0 {
                     Ok(None)
                 } else {
@@ -231,25 +279,24 @@ impl Connection {
         }
     }
 
-    /// Receives the body and encodes it; what the answer waits for. An error says whether the next request's place is
-    /// known.
+    /// Receives the body and encodes it; what the answer waits for.
+    /// An error says how many unread bytes are before the next request, if that is known.
     async fn serve_request(
         &mut self,
         inbox: &mut Inbox,
         head: &Head,
-    ) -> Result<(Encoded, Ticket), (Unserved, bool)> {
+    ) -> Result<(Encoded, Ticket), (Unserved, Option<usize>)> {
         let core = self.core.clone();
-        let route = match admit(&core, inbox, head) {
-            Ok(route) => route,
+        let (route, admitted) = match admit(&core, &self.place, inbox, head) {
+            Ok(admitted) => admitted,
             Err(reject) => {
-                // Decided from the head alone: a body would have to be read to stay in sync.
-                let in_sync = head.framing == Framing::Length(0);
+                // Decided from the head alone; a small body that is sure to come is dropped to stay in sync.
                 inbox.begin += head.size;
-                return Err((reject.into(), in_sync));
+                return Err((reject.into(), unread_size(head)));
             }
         };
-        let out_of_sync = |unserved| (unserved, false);
-        if head.expect_continue
+        let out_of_sync = |unserved| (unserved, None);
+        if head.expectation == Expectation::Continue
             && inbox.pending() == head.size
             && head.framing != Framing::Length(0)
         {
@@ -257,10 +304,11 @@ impl Connection {
             self.settle().await;
             self.replies.continue_100();
         }
+        let mut pace = core.connections.deadlines.body(inbox.pending() - head.size);
         let (body_end, request_end) = match head.framing {
             Framing::Length(length) => {
                 let request_size = head.size + length as usize;
-                self.receive_length(inbox, request_size)
+                self.receive_length(inbox, request_size, &mut pace)
                     .await
                     .map_err(out_of_sync)?;
                 let end = inbox.begin + request_size;
@@ -268,7 +316,7 @@ impl Connection {
             }
             Framing::Chunked => {
                 let chunked = self
-                    .receive_chunked(inbox, head.size)
+                    .receive_chunked(inbox, head.size, &mut pace)
                     .await
                     .map_err(out_of_sync)?;
                 (chunked.decoded, chunked.examined)
@@ -291,6 +339,9 @@ impl Connection {
         }
         let request = &mut inbox.slab.bytes()[begin..body_end];
         let (head_bytes, body) = request.split_at_mut(head.size);
+        if let Err(reject) = core.admission.admit_body(&admitted, head_bytes, body) {
+            return Err((reject.into(), Some(0)));
+        }
         let request = Request {
             route,
             path: &head_bytes[head.path.clone()],
@@ -310,10 +361,10 @@ impl Connection {
                     ack: route.ack,
                 },
             )),
-            Err(NotEncoded::Rejected(reject)) => Err((reject.into(), true)),
+            Err(NotEncoded::Rejected(reject)) => Err((reject.into(), Some(0))),
             Err(NotEncoded::Refused { refusal, row_count }) => {
                 core.count_unacknowledged(row_count);
-                Err((refusal.into(), true))
+                Err((refusal.into(), Some(0)))
             }
         }
     }
@@ -323,14 +374,15 @@ impl Connection {
         &mut self,
         inbox: &mut Inbox,
         request_size: usize,
+        pace: &mut Pace,
     ) -> Result<(), Unserved> {
         if request_size > inbox.slab.size() {
-            self.move_up(inbox, request_size).await?;
+            self.move_up(inbox, request_size, pace).await?;
         } else if inbox.begin + request_size > inbox.slab.size() {
             inbox.rewind();
         }
         while inbox.pending() < request_size {
-            if self.fill(inbox).await? == 0 {
+            if self.fill(inbox, pace).await? == 0 {
                 return Err(Reject::BodyTruncated.into());
             }
         }
@@ -342,6 +394,7 @@ impl Connection {
         &mut self,
         inbox: &mut Inbox,
         head_size: usize,
+        pace: &mut Pace,
     ) -> Result<Chunked, Unserved> {
         let mut chunked = Chunked::new(inbox.begin + head_size);
         loop {
@@ -354,41 +407,83 @@ impl Connection {
                 chunked.shift_down(inbox.rewind());
             }
             if inbox.received == inbox.slab.size() {
-                self.move_up(inbox, inbox.slab.size() + 1).await?;
+                self.move_up(inbox, inbox.slab.size() + 1, pace).await?;
             }
-            if self.fill(inbox).await? == 0 {
+            if self.fill(inbox, pace).await? == 0 {
                 return Err(Reject::BodyTruncated.into());
             }
         }
     }
 
     /// Moves the request to a slab that holds `request_size` bytes.
-    async fn move_up(&mut self, inbox: &mut Inbox, request_size: usize) -> Result<(), Unserved> {
+    async fn move_up(
+        &mut self,
+        inbox: &mut Inbox,
+        request_size: usize,
+        pace: &mut Pace,
+    ) -> Result<(), Unserved> {
         let slabs = &self.core.slabs;
         let class_index = slabs.class_for(request_size).ok_or(Reject::BodySize)?;
         // Nobody may wait for an answer that waits for a slab.
-        self.flush().await?;
-        let slabs = &self.core.slabs;
+        self.flush_within(pace).await?;
+        let Core {
+            slabs, connections, ..
+        } = &*self.core;
+        let pause = connections.deadlines.pause();
         let acquired = slabs.acquire(class_index, self.core.wait_deadline()).await;
+        connections.deadlines.resume(pace, pause);
         inbox.move_to(acquired.ok_or(Refusal::Busy)?);
         Ok(())
     }
 
     /// Reads behind what was received; the number of bytes, 0 at the end of the stream.
-    async fn fill(&mut self, inbox: &mut Inbox) -> Result<usize, Gone> {
+    async fn fill(&mut self, inbox: &mut Inbox, pace: &mut Pace) -> Result<usize, Unserved> {
         // A client that waits for an answer before it sends more must have it.
-        self.flush().await?;
+        self.flush_within(pace).await?;
+        self.set_deadline(pace);
+        let began = inbox.pending() > 0;
         let read = inbox.slab.read(&self.stream, inbox.received).await;
+        self.place.clear_deadline();
+        if began && self.place.expired() {
+            return Err(Reject::Timeout.into());
+        }
         // A reset is the end of the stream too: the request, if there is one, was aborted.
         let size = read.unwrap_or(0);
         inbox.received += size;
+        self.core.connections.deadlines.came(pace, size);
         self.core.count_received(size);
         Ok(size)
     }
 
-    /// Whether the answers that are gathered or to be gathered fill the reply buffer.
+    /// Until when the peer has to send something.
+    fn set_deadline(&self, pace: &Pace) {
+        self.place.set_deadline(pace, Cut::Reading);
+    }
+
+    /// Takes the rest of a body from the socket and drops it. The answer is written first: it is all the peer waits for.
+    async fn skip(&mut self, size: usize) -> Result<(), Gone> {
+        self.flush().await?;
+        let mut left = size;
+        let mut pace = self.core.connections.deadlines.body(0);
+        while left > 0 {
+            self.set_deadline(&pace);
+            match discard(self.stream.as_raw_fd(), left).await {
+                Ok(size @ 1..) => {
+                    self.core.connections.deadlines.came(&mut pace, size);
+                    self.core.count_received(size);
+                    left -= size;
+                }
+                // The request has its answer, so nobody is told that its body was cut.
+                _ => return Err(Gone),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether one more answer might not fit the reply buffer, besides those that are gathered and to be gathered.
     fn is_full(&self) -> bool {
-        !self.replies.has_room() || self.unsettled.iter().all(Option::is_some)
+        let unsettled_count = self.unsettled.iter().flatten().count();
+        !self.replies.has_room(unsettled_count + 1)
     }
 
     /// Waits until the promises made to this connection are kept, and gathers their answers.
@@ -424,19 +519,34 @@ impl Connection {
         }
     }
 
+    /// Flushes in the middle of a request, at nobody's expense: until its answers are written, a peer need not send.
+    async fn flush_within(&mut self, pace: &mut Pace) -> Result<(), Gone> {
+        if self.replies.is_empty() && self.unsettled[0].is_none() {
+            return Ok(());
+        }
+        let pause = self.core.connections.deadlines.pause();
+        let flushed = self.flush().await;
+        self.core.connections.deadlines.resume(pace, pause);
+        flushed
+    }
+
     /// Writes the gathered replies, once those that are to come are gathered too.
     async fn flush(&mut self) -> Result<(), Gone> {
         self.settle().await;
         if self.replies.is_empty() {
             return Ok(());
         }
+        let pace = self.core.connections.deadlines.write();
+        self.place.set_deadline(&pace, Cut::Both);
         let (outcome, bytes) = self.stream.write_all(self.replies.take()).await;
+        self.place.clear_deadline();
         self.replies.give_back(bytes);
         outcome.map_err(|_| Gone)
     }
 
-    /// Counts and answers a request that was not accepted.
-    fn answer_unserved(&mut self, unserved: Unserved, keep: bool) -> Result<Next, Gone> {
+    /// Counts and answers a request that was not accepted, once those before it have their answers.
+    async fn answer_unserved(&mut self, unserved: Unserved, keep: bool) -> Result<Next, Gone> {
+        self.settle().await;
         let date = self.core.clock.date();
         let (keep, answer) = match unserved {
             Unserved::Gone => {
@@ -489,13 +599,43 @@ impl Connection {
 }
 
 /// Decides from the head alone whether the body is wanted; its route.
-fn admit<'a>(core: &'a Core, inbox: &mut Inbox, head: &Head) -> Result<&'a Route, Reject> {
-    if head.method != Method::Store {
-        let head = head.method == Method::Head;
-        return Err(Reject::Method { head });
+fn admit<'a>(
+    core: &'a Core,
+    place: &Place,
+    inbox: &mut Inbox,
+    head: &Head,
+) -> Result<(&'a Route, Admitted), Reject> {
+    match head.method {
+        Method::Store => {}
+        Method::Unknown => return Err(Reject::MethodUnknown),
+        method => {
+            let head = method == Method::Head;
+            return Err(Reject::Method { head });
+        }
+    }
+    let head_bytes = &inbox.pending_bytes()[..head.size];
+    let found = core.routes.find(&head_bytes[head.path.clone()]);
+    let admitted = core.admission.admit(&admission::Request {
+        listener_index: place.listener_index,
+        route_index: found.map(|(index, _)| index),
+        peer: place.peer,
+        head: head_bytes,
+        size: match head.framing {
+            Framing::Length(length) => Some(length),
+            Framing::Chunked => None,
+        },
+    })?;
+    let (Some((_, route)), Some(admitted)) = (found, admitted) else {
+        return Err(Reject::Route);
+    };
+    if head.expectation == Expectation::Unknown {
+        return Err(Reject::Expectation);
     }
     if head.content_encoded {
         return Err(Reject::ContentCoding);
+    }
+    if !head.json {
+        return Err(Reject::ContentType);
     }
     let size_max = core.slabs.size_max() as u64;
     if let Framing::Length(length) = head.framing
@@ -503,8 +643,21 @@ fn admit<'a>(core: &'a Core, inbox: &mut Inbox, head: &Head) -> Result<&'a Route
     {
         return Err(Reject::BodySize);
     }
-    let path = &inbox.pending_bytes()[head.path.clone()];
-    core.routes.find(path).ok_or(Reject::Route)
+    Ok((route, admitted))
+}
+
+/// The size of a body that is not wanted, where it is worth reading to its end.
+///
+/// A client that waits for `100 Continue` may send its body or not (RFC 9110 §10.1.1), so after another answer nobody
+/// knows what the next bytes are. The end of a chunked body is only found by decoding it.
+fn unread_size(head: &Head) -> Option<usize> {
+    match (head.framing, head.expectation) {
+        (Framing::Length(0), _) => Some(0),
+        (Framing::Length(size), Expectation::None) if size <= UNREAD_SIZE_MAX as u64 => {
+            Some(size as usize)
+        }
+        _ => None,
+    }
 }
 
 impl Inbox {
@@ -516,6 +669,16 @@ impl Inbox {
     fn pending_bytes(&mut self) -> &[u8] {
         let range = self.begin..self.received;
         &self.slab.bytes()[range]
+    }
+
+    /// Drops what came of the next `size` bytes, which nobody reads.
+    fn drop_unread(&mut self, size: usize) -> Next {
+        let here = size.min(self.pending());
+        self.begin += here;
+        match size - here {
+            0 => Next::Request,
+            left => Next::Skip(left),
+        }
     }
 
     /// Moves the request to the start of the slab; by how much.

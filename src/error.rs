@@ -16,9 +16,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::admission::Challenges;
 use crate::config::{ConfigErrors, Size};
-use crate::limits::{HEAD_SIZE_MAX, HEADER_COUNT_MAX, KIB};
+use crate::limits::{
+    HEAD_SIZE_MAX, HEADER_COUNT_MAX, KIB, PROXY_HEADER_SIZE_MAX, REQUEST_LINE_SIZE_MAX,
+    TRAILER_SIZE_MAX,
+};
 use crate::records::json::JsonError;
+use crate::secret::SecretError;
 
 /// Why the process can't start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +114,11 @@ pub enum Fatal {
 
     #[error("{failure_count} of the steps above failed; each says what to change")]
     OnlineCheck { failure_count: usize },
+    #[error("the credential of the principal {principal} cannot be read: {source}")]
+    Secret {
+        principal: String,
+        source: SecretError,
+    },
 
     #[error("a reactor panicked, its message is above; this is a bug in weir")]
     ReactorPanicked,
@@ -168,14 +178,18 @@ impl Fatal {
     /// (clap exits with 2 as well when the arguments are wrong.)
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::ConfigUnreadable { .. } => 2,
+            Self::Config(_) | Self::ConfigUnreadable { .. } | Self::Secret { .. } => 2,
             _ => 1,
         }
     }
 }
 
 const _: () = assert!(
-    HEAD_SIZE_MAX == 16 * KIB && HEADER_COUNT_MAX == 64,
+    HEAD_SIZE_MAX == 16 * KIB
+        && HEADER_COUNT_MAX == 64
+        && REQUEST_LINE_SIZE_MAX == 8 * KIB
+        && TRAILER_SIZE_MAX == 4 * KIB
+        && PROXY_HEADER_SIZE_MAX == 4 * KIB,
     "the details of the rejects name these numbers"
 );
 
@@ -254,22 +268,42 @@ impl Refusal {
 /// What the peer got wrong. One table ([`Reject::answer`]) maps each to its answer; nothing of the request is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reject {
+    /// No PROXY header where one has to be, or one that cannot be read.
+    Proxy(&'static str),
+    /// The source that a PROXY header names has too many connections.
+    ConnectionCount,
     /// The request line or a header field cannot be read, or can be read in two ways.
     Head(&'static str),
+    /// The request target is malformed, or would have to be normalised.
+    Target(&'static str),
+    /// The host is malformed, missing, or there twice.
+    Host(&'static str),
+    /// The end of the body cannot be told, or could be told in two ways.
+    Framing(&'static str),
+    /// A major version other than 1.
+    Version,
+    /// The request line is longer than weir reads.
+    RequestLineSize,
     /// The head is larger than a slab of the smallest class.
     HeadSize,
     /// More header fields than weir looks at.
     HeaderCount,
     /// The chunked framing cannot be read.
     Chunk(&'static str),
+    /// The trailer section is longer than weir reads.
+    TrailerSize,
     /// The peer ended the stream before the end of the body.
     BodyTruncated,
+    /// The request was not there in time.
+    Timeout,
     /// The body does not fit a slab of the largest class.
     BodySize,
     /// One record is larger than `limits.record`.
     RecordSize,
     /// A record that is not an object, on a route whose rows are the records themselves.
     RecordNotObject,
+    /// A method that weir does not know.
+    MethodUnknown,
     /// A method other than POST and PUT; the answer to HEAD has no content (RFC 9110 §9.3.2).
     Method { head: bool },
     /// No route for the path.
@@ -280,6 +314,14 @@ pub enum Reject {
     TransferCoding,
     /// A content coding other than identity.
     ContentCoding,
+    /// A media type that is not JSON's or NDJSON's.
+    ContentType,
+    /// No credential, or none that is known; names what would do.
+    Unauthenticated(Challenges),
+    /// A credential or an address that is not let in here.
+    Forbidden,
+    /// More than a rate allows.
+    RateLimited { retry_after_seconds: u32 },
     /// The body is not what RFC 8259 calls JSON text, or a sequence of such.
     Json(JsonError),
 }
@@ -299,20 +341,34 @@ pub struct RejectAnswer {
 
 impl Reject {
     /// Every code, in the order of the metric's labels.
-    pub const CODES: [&'static str; 20] = [
+    pub const CODES: [&'static str; 34] = [
+        "bad_proxy_header",
+        "too_many_connections",
         "bad_head",
+        "bad_target",
+        "bad_host",
+        "bad_framing",
+        "version_unsupported",
+        "request_line_too_large",
         "head_too_large",
         "too_many_headers",
         "bad_chunk",
+        "trailers_too_large",
         "body_truncated",
+        "request_timeout",
         "body_too_large",
         "record_too_large",
         "record_not_object",
+        "method_unknown",
         "method_not_allowed",
         "no_route",
         "expectation_failed",
         "transfer_coding_unsupported",
         "content_coding_unsupported",
+        "content_type_unsupported",
+        "unauthenticated",
+        "forbidden",
+        "rate_limited",
         "json_syntax",
         "json_depth",
         "json_utf8",
@@ -324,71 +380,108 @@ impl Reject {
 
     /// The answer to this reject.
     pub fn answer(&self) -> RejectAnswer {
-        let answer = |status, code, detail, in_sync| RejectAnswer {
+        // Where the next request begins is in doubt, or too far away.
+        let close = |status, code, detail| RejectAnswer {
             status,
             code,
             detail,
-            in_sync,
+            in_sync: false,
+        };
+        let keep = |status, code, detail| RejectAnswer {
+            status,
+            code,
+            detail,
+            in_sync: true,
         };
         match *self {
-            Reject::Head(detail) => answer(400, "bad_head", detail, false),
-            Reject::HeadSize => answer(
-                431,
-                "head_too_large",
-                "the head is larger than 16 KiB",
-                false,
+            Reject::Proxy(detail) => close(400, "bad_proxy_header", detail),
+            Reject::ConnectionCount => close(
+                429,
+                "too_many_connections",
+                "limits.connections_per_address are open: use those",
             ),
-            Reject::HeaderCount => {
-                answer(431, "too_many_headers", "more than 64 header fields", false)
-            }
-            Reject::Chunk(detail) => answer(400, "bad_chunk", detail, false),
-            Reject::BodyTruncated => answer(
+            Reject::Head(detail) => close(400, "bad_head", detail),
+            Reject::Target(detail) => close(400, "bad_target", detail),
+            Reject::Host(detail) => close(400, "bad_host", detail),
+            Reject::Framing(detail) => close(400, "bad_framing", detail),
+            Reject::Version => close(505, "version_unsupported", "weir speaks HTTP/1.1 here"),
+            Reject::RequestLineSize => close(
+                414,
+                "request_line_too_large",
+                "the request line is larger than 8 KiB",
+            ),
+            Reject::HeadSize => close(431, "head_too_large", "the head is larger than 16 KiB"),
+            Reject::HeaderCount => close(431, "too_many_headers", "more than 64 header fields"),
+            Reject::Chunk(detail) => close(400, "bad_chunk", detail),
+            Reject::TrailerSize => close(
+                431,
+                "trailers_too_large",
+                "the trailer section is larger than 4 KiB",
+            ),
+            Reject::BodyTruncated => close(
                 400,
                 "body_truncated",
                 "the stream ended before the body did",
-                false,
             ),
-            Reject::BodySize => answer(
+            Reject::Timeout => close(
+                408,
+                "request_timeout",
+                "the request was not there in time: see deadlines in the configuration",
+            ),
+            Reject::BodySize => close(
                 413,
                 "body_too_large",
                 "the request is larger than a slab of the largest class: send fewer records per request",
-                false,
             ),
-            Reject::RecordSize => answer(
+            Reject::RecordSize => keep(
                 413,
                 "record_too_large",
                 "a record is larger than limits.record",
-                true,
             ),
-            Reject::RecordNotObject => answer(
+            Reject::RecordNotObject => keep(
                 400,
                 "record_not_object",
                 "this route stores records as rows, so each must be an object",
-                true,
             ),
-            Reject::Method { .. } => {
-                answer(405, "method_not_allowed", "POST or PUT stores events", true)
-            }
-            Reject::Route => answer(404, "no_route", "no route for this path", true),
-            Reject::Expectation => answer(
+            Reject::MethodUnknown => keep(
+                501,
+                "method_unknown",
+                "a method that weir does not know; methods are written in capitals",
+            ),
+            Reject::Method { .. } => keep(405, "method_not_allowed", "POST or PUT stores events"),
+            Reject::Route => keep(404, "no_route", "no route for this path"),
+            Reject::Expectation => keep(
                 417,
                 "expectation_failed",
                 "the only expectation weir meets is 100-continue",
-                false,
             ),
-            Reject::TransferCoding => answer(
+            Reject::TransferCoding => close(
                 501,
                 "transfer_coding_unsupported",
                 "the only transfer coding is chunked",
-                false,
             ),
-            Reject::ContentCoding => answer(
+            Reject::ContentCoding => keep(
                 415,
                 "content_coding_unsupported",
                 "send the body without Content-Encoding",
-                true,
             ),
-            Reject::Json(error) => answer(400, error.code, error.detail, true),
+            Reject::ContentType => keep(
+                415,
+                "content_type_unsupported",
+                "send JSON or NDJSON, with its Content-Type or without any",
+            ),
+            Reject::Unauthenticated(_) => keep(
+                401,
+                "unauthenticated",
+                "a credential is needed, and none that is known was shown",
+            ),
+            Reject::Forbidden => keep(403, "forbidden", "this is not allowed from here"),
+            Reject::RateLimited { .. } => keep(
+                429,
+                "rate_limited",
+                "more than the rate allows: send it again after Retry-After",
+            ),
+            Reject::Json(error) => keep(400, error.code, error.detail),
         }
     }
 
@@ -471,19 +564,39 @@ impl Reject {
             })
         };
         let mut samples = vec![
-            Reject::Head("an HTTP/1.1 request has exactly one Host field"),
+            Reject::Proxy("a proxy's connection begins with a PROXY header"),
+            Reject::ConnectionCount,
+            Reject::Head("a field that may be there once is there twice"),
+            Reject::Target("the request target has a byte that is not of a URI"),
+            Reject::Host("the host is not a name or an address with an optional port"),
+            Reject::Framing("a Transfer-Encoding that is not a list of codings"),
+            Reject::Version,
+            Reject::RequestLineSize,
             Reject::HeadSize,
             Reject::HeaderCount,
             Reject::Chunk("a malformed chunk size line"),
+            Reject::TrailerSize,
             Reject::BodyTruncated,
+            Reject::Timeout,
             Reject::BodySize,
             Reject::RecordSize,
             Reject::RecordNotObject,
+            Reject::MethodUnknown,
             Reject::Method { head: false },
             Reject::Route,
             Reject::Expectation,
             Reject::TransferCoding,
             Reject::ContentCoding,
+            Reject::ContentType,
+            Reject::Unauthenticated(Challenges {
+                bearer: true,
+                basic: true,
+                hmac: true,
+            }),
+            Reject::Forbidden,
+            Reject::RateLimited {
+                retry_after_seconds: u32::MAX,
+            },
         ];
         samples.extend(Self::CODES[samples.len()..].iter().copied().map(json));
         samples
@@ -501,5 +614,35 @@ mod tests {
         for (index, reject) in samples.iter().enumerate() {
             assert_eq!(reject.code_index(), index, "{reject:?}");
         }
+    }
+
+    /// `docs/HTTP.md` has one line for each code, in the same order, and then for each refusal.
+    #[test]
+    fn the_document_lists_every_code_with_its_status() {
+        let document = include_str!("../docs/HTTP.md");
+        let lines: Vec<Vec<&str>> = document
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| line.split(" | ").collect())
+            .collect();
+        let mut expected: Vec<[String; 3]> = Reject::samples()
+            .iter()
+            .map(Reject::answer)
+            .map(|answer| {
+                let connection = if answer.in_sync { "keeps" } else { "closes" };
+                [
+                    format!("| `{}`", answer.code),
+                    answer.status.to_string(),
+                    connection.into(),
+                ]
+            })
+            .collect();
+        expected.extend(
+            Refusal::ALL
+                .map(|refusal| format!("| `{}`", refusal.answer().code))
+                .map(|code| [code, "503".into(), "keeps".into()]),
+        );
+        let listed: Vec<&[&str]> = lines.iter().map(|line| &line[..3]).collect();
+        assert_eq!(listed, expected);
     }
 }

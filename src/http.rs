@@ -4,6 +4,10 @@
 //! After it: the body, still in the slab, goes to [`crate::encoder`].
 //! Not here: any I/O; these are pure functions of bytes.
 
-pub mod chunked;
+pub mod proxy;
+pub mod syntax;
+pub mod target;
+pub mod media_type;
 pub mod h1;
+pub mod chunked;
 pub mod reply;

@@ -5,7 +5,7 @@
 //! 1. [`accept`]: a socket gets a place on one core; its task is a [`connection`].
 //! 2. [`slab`]: when there is something to read, the connection takes a fixed buffer.
 //! 3. [`http`]: head and chunked body are parsed where they lie.
-//! 4. [`route`]: the path picks a configured table.
+//! 4. [`route`] and [`admission`]: the path picks a configured table, and it is decided who may send to it.
 //! 5. [`records`]: the body is checked in full, split and compacted where it lies.
 //! 6. [`envelope`] and [`encoder`]: records become rows.
 //! 7. [`deflate`]: rows become one streaming gzip member, in an [`upload_buffer`].
@@ -26,11 +26,13 @@ pub mod reactor;
 pub mod clock;
 pub mod wait;
 pub mod memory;
+pub mod deadline;
 pub mod accept;
 pub mod slab;
 pub mod connection;
 pub mod http;
 pub mod route;
+pub mod admission;
 pub mod records;
 pub mod envelope;
 pub mod encoder;

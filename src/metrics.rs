@@ -52,6 +52,10 @@ pub enum Count {
     CommitFailures,
     /// Connections accepted since start.
     Connections,
+    /// Connections turned away, as their address has too many.
+    ConnectionsRefused,
+    /// Connections cut because the peer took too long, idle ones too.
+    DeadlinesPassed,
     /// Times that a listener failed to accept.
     AcceptErrors,
     // Gauges from here on.

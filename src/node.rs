@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use crate::accept;
 use crate::admin::Admin;
+use crate::admission::Admission;
 use crate::budget::Budget;
 use crate::budget::machine::Machine;
 use crate::config::{Config, Table};
@@ -103,6 +104,7 @@ impl Node {
         floor_receive: bool,
         disk: Option<D>,
     ) -> Result<Node, Fatal> {
+        let admission = Arc::new(Admission::load(&config)?);
         raise_descriptor_limit();
         let core_count = config.cores;
         let config = Arc::new(config);
@@ -220,6 +222,7 @@ impl Node {
                 index,
                 cpu: (core_count <= cpus.len()).then(|| cpus[index]),
                 config: config.clone(),
+                admission: admission.clone(),
                 listeners,
                 handover: handovers[index].clone(),
                 spool: spool

@@ -3,7 +3,8 @@
 //! Before it: [`crate::node`] has a valid configuration and bound sockets.
 //! After it: nothing; requests come in by [`crate::accept`] and leave as batches to [`crate::uplink`].
 //! Thread: this is the thread. Allocates: everything, at start.
-//! Invariant: nothing on the path of a request is shared with another thread but the metrics, which only this one writes.
+//! Invariant: nothing on the path of a request is shared with another thread but the metrics, which only this one
+//! writes, and one atomic per configured rate, which all cores keep together.
 
 use std::cell::Cell;
 use std::net::TcpListener;
@@ -15,6 +16,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::sync::watch;
 
 use crate::accept::{self, Connections};
+use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::commit;
 use crate::config::{Config, Registered};
@@ -41,6 +43,9 @@ pub struct Reactor<D> {
     /// The CPU to be pinned to; none where there are fewer CPUs than cores.
     pub cpu: Option<usize>,
     pub config: Arc<Config>,
+    /// Of all cores, so that a rate is the node's.
+    pub admission: Arc<Admission>,
+    /// In the order of the configuration.
     pub listeners: Vec<TcpListener>,
     pub handover: Arc<Handover>,
     /// The free segments and the disk they are on, where a table is spooled.
@@ -83,6 +88,7 @@ pub struct Core {
     pub encoder: Encoder,
     pub upload_buffers: Rc<UploadBuffers>,
     pub routes: Routes,
+    pub admission: Arc<Admission>,
     pub connections: Connections,
     pub metrics: Arc<CoreMetrics>,
     pub floor_receive: bool,
@@ -207,7 +213,7 @@ impl<D: Disk> Reactor<D> {
         let started_at = Instant::now();
         core.publish_gauges(started_at);
         let mut listeners = Vec::new();
-        for listener in self.listeners {
+        for (listener_index, listener) in self.listeners.into_iter().enumerate() {
             match listener.try_clone() {
                 Ok(same) => listeners.push(socket2::Socket::from(same)),
                 Err(source) => {
@@ -219,9 +225,10 @@ impl<D: Disk> Reactor<D> {
                 }
             }
             let listener = tokio_uring::net::TcpListener::from_std(listener);
-            tokio_uring::spawn(accept::accept(core.clone(), listener));
+            tokio_uring::spawn(accept::accept(core.clone(), listener, listener_index));
         }
         tokio_uring::spawn(tick(core.clone(), started_at));
+        tokio_uring::spawn(accept::sweep_deadlines(core.clone()));
         tokio_uring::spawn(take_returns(core.clone(), self.handover.clone()));
         if let Some((_, disk)) = self.spool {
             let frame = match Region::map(FRAME_BUFFER_SIZE) {
@@ -302,7 +309,8 @@ impl<D: Disk> Reactor<D> {
             slabs,
             upload_buffers: Rc::new(upload_buffers),
             routes: Routes::new(config),
-            connections: Connections::new(connections_max, config.listeners.len()),
+            admission: self.admission.clone(),
+            connections: Connections::new(config),
             metrics: self.metrics.clone(),
             floor_receive: self.floor_receive,
             draining: Cell::new(false),

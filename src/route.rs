@@ -15,16 +15,24 @@ use crate::config::{Config, PathPattern, Route};
 #[derive(Clone, Debug)]
 pub struct Routes {
     /// Sorted by path.
-    exact: Box<[(Box<[u8]>, Route)]>,
+    exact: Box<[Entry]>,
     /// Longest first.
-    prefix: Box<[(Box<[u8]>, Route)]>,
+    prefix: Box<[Entry]>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    path: Box<[u8]>,
+    /// In the order of the configuration.
+    index: usize,
+    route: Route,
 }
 
 impl Routes {
     pub fn new(config: &Config) -> Self {
         let mut exact = Vec::new();
         let mut prefix = Vec::new();
-        for route in &config.routes {
+        for (index, route) in config.routes.iter().enumerate() {
             let (list, path) = match &route.pattern {
                 PathPattern::Exact(path) => (&mut exact, path),
                 PathPattern::Prefix(path) => {
@@ -32,28 +40,30 @@ impl Routes {
                     (&mut prefix, path)
                 }
             };
-            list.push((Box::from(path.as_bytes()), route.clone()));
+            list.push(Entry {
+                path: path.as_bytes().into(),
+                index,
+                route: route.clone(),
+            });
         }
-        exact.sort_by(|a: &(Box<[u8]>, Route), b| a.0.cmp(&b.0));
-        prefix.sort_by_key(|(path, _): &(Box<[u8]>, Route)| std::cmp::Reverse(path.len()));
+        exact.sort_by(|a: &Entry, b| a.path.cmp(&b.path));
+        prefix.sort_by_key(|entry: &Entry| std::cmp::Reverse(entry.path.len()));
         Self {
             exact: exact.into(),
             prefix: prefix.into(),
         }
     }
 
-    /// The route of `path`, which is the request's target up to its query.
-    pub fn find(&self, path: &[u8]) -> Option<&Route> {
-        if let Ok(index) = self
-            .exact
-            .binary_search_by(|(exact, _)| (**exact).cmp(path))
-        {
-            return Some(&self.exact[index].1);
-        }
-        self.prefix
-            .iter()
-            .find(|(prefix, _)| path.starts_with(prefix))
-            .map(|(_, route)| route)
+    /// The route of `path`, which is the request's target up to its query, and its place in the configuration.
+    pub fn find(&self, path: &[u8]) -> Option<(usize, &Route)> {
+        let found = match self.exact.binary_search_by(|entry| (*entry.path).cmp(path)) {
+            Ok(index) => Some(&self.exact[index]),
+            Err(_) => self
+                .prefix
+                .iter()
+                .find(|entry| path.starts_with(&entry.path)),
+        };
+        found.map(|entry| (entry.index, &entry.route))
     }
 }
 
@@ -75,8 +85,10 @@ mod tests {
 
     #[track_caller]
     fn assert_finds(routes: &Routes, path: &str, expected: Option<usize>) {
-        let found = routes.find(path.as_bytes()).map(|route| route.table_index);
-        assert_eq!(found, expected, "{path}");
+        let found = routes.find(path.as_bytes());
+        assert_eq!(found.map(|(index, _)| index), expected, "{path}");
+        let table_index = found.map(|(_, route)| route.table_index);
+        assert_eq!(table_index, expected, "{path}");
     }
 
     #[test]

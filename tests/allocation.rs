@@ -75,6 +75,17 @@ fn thread_named(name: &str) -> i32 {
         .unwrap_or_else(|| panic!("no thread {name}"))
 }
 
+const SECRET: &str = "secret";
+
+fn signature(body: &[u8]) -> String {
+    use hmac::{Hmac, KeyInit, Mac};
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
+    mac.update(body);
+    let bytes = mac.finalize().into_bytes();
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("X-Hub-Signature-256: sha256={digits}")
+}
+
 const CONNECTIONS: usize = 4;
 const WARM_UP: usize = 400;
 const REQUESTS: usize = 10_000;
@@ -111,7 +122,14 @@ fn a_deflate_state_is_as_large_as_planned() {
 fn ten_thousand_requests_of_each_kind_allocate_nothing_on_the_reactor() {
     let directory = tempfile::tempdir().unwrap();
     let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n\
-                [destination]\ntype = \"null\"\n[compression]\nlevel = 1\n[spool]\nsize = \"64MiB\"\n";
+                [destination]\ntype = \"null\"\n[compression]\nlevel = 1\n[spool]\nsize = \"64MiB\"\n\
+                [[principal]]\nname = \"a\"\nbearer = [{ file = \"secret\" }]\nrate = { bytes = \"1GiB\" }\n\
+                [[principal]]\nname = \"b\"\nbasic = { user = \"u\", passwords = [{ file = \"secret\" }] }\n\
+                [[principal]]\nname = \"c\"\nhmac = { secrets = [{ file = \"secret\" }] }\n\
+                [[route]]\npath = \"/guarded\"\nprincipals = [\"a\", \"b\", \"c\"]\nallow = [\"127.0.0.1\"]\n\
+                rate = { requests = 1000000000 }\n\
+                [[route]]\npath = \"/*\"\n";
+    std::fs::write(directory.path().join("secret"), SECRET).unwrap();
     let config = Config::parse(text, "test.toml".as_ref(), directory.path()).unwrap();
     let node = Node::start(config, false).unwrap();
     let address = node.listeners()[0];
@@ -121,7 +139,14 @@ fn ten_thousand_requests_of_each_kind_allocate_nothing_on_the_reactor() {
         .collect();
     let ndjson = weir_perf::event::ndjson(1, 0, 100);
     let small = weir_perf::event::small_event(1, 0);
-    let kinds: [(&str, Vec<Vec<u8>>, u16); 6] = [
+    let guarded = |field: &str| {
+        let length = small.len();
+        let head = format!(
+            "POST /guarded HTTP/1.1\r\nHost: a\r\n{field}\r\nContent-Length: {length}\r\n\r\n"
+        );
+        vec![format!("{head}{small}").into_bytes()]
+    };
+    let kinds: [(&str, Vec<Vec<u8>>, u16); 10] = [
         ("small", vec![request("/small", small.as_bytes())], 201),
         (
             "large",
@@ -142,8 +167,16 @@ fn ten_thousand_requests_of_each_kind_allocate_nothing_on_the_reactor() {
             vec![request("/bad", b"{\"a\":1}\n{\"a\":}")],
             400,
         ),
+        ("token", guarded("Authorization: Bearer secret"), 201),
         (
-            "no route",
+            "password",
+            guarded("Authorization: Basic dTpzZWNyZXQ="),
+            201,
+        ),
+        ("signature", guarded(&signature(small.as_bytes())), 201),
+        ("wrong token", guarded("Authorization: Bearer wrong"), 401),
+        (
+            "wrong method",
             vec![b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n".to_vec()],
             405,
         ),

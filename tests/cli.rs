@@ -137,7 +137,7 @@ fn plan_adds_up() {
         "slabs of 8MiB 4 8MiB 32MiB",
         "upload buffers 4 4MiB 16MiB",
         "deflate states 4 372KiB 1.45MiB",
-        "connections 1024 3KiB 3MiB",
+        "connections 1024 3.50KiB 3.50MiB",
         "JSON scratch 1",
         "= one core",
         "control",

@@ -33,3 +33,23 @@ fn http1() {
 fn segment() {
     replay("segment", bodies::segment);
 }
+
+#[test]
+fn connection() {
+    replay("connection", bodies::connection);
+}
+
+#[test]
+fn proxy() {
+    replay("proxy", bodies::proxy);
+}
+
+#[test]
+fn authorization() {
+    replay("authorization", bodies::authorization);
+}
+
+#[test]
+fn config() {
+    replay("config", bodies::config);
+}

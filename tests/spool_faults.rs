@@ -309,3 +309,56 @@ fn a_disk_that_stalls_makes_answers_late_and_memory_stays_where_it_was() {
     running.node.drain().unwrap();
     assert_eq!(delivered(directory.path()).len(), 400);
 }
+
+#[test]
+fn no_deadline_passes_and_no_answer_overtakes_while_a_request_waits_for_its_commit() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let directory = tempfile::tempdir().unwrap();
+    let running = Running::start(
+        directory.path(),
+        "[deadlines]\nhead = \"2s\"\nbody_start = \"2s\"\nbody_rate_window = \"2s\"\n\
+         body = \"2s\"\nwrite = \"2s\"\n",
+    );
+    let first = request("/x", b"{\"a\":1}");
+    let second = request("/x", b"{\"b\":2}");
+    let head_size = second.len() - b"{\"b\":2}".len();
+    // The second is cut in its head, behind it, and in its body: what is missing comes once the first is answered.
+    let cuts = [10, head_size, head_size + 1];
+    for cut in cuts {
+        // Longer than any of them.
+        running.faults.stall_ms.store(2_500, Ordering::Relaxed);
+        let mut client = running.connect();
+        client.send(&[&first, &second[..cut]].concat());
+        assert_eq!(client.reply().status, 201);
+        // A commit later than that: deadlines have been looked at in the meantime.
+        running.faults.stall_ms.store(300, Ordering::Relaxed);
+        assert_eq!(running.connect().post("/x", b"{\"c\":3}").status, 201);
+        client.send(&second[cut..]);
+        assert_eq!(client.reply().status, 201, "cut at {cut}");
+    }
+    // Answers that need no commit wait for those that do.
+    running.faults.stall_ms.store(100, Ordering::Relaxed);
+    let mut client = running.connect();
+    let wanted_by_nobody =
+        b"PUT /x HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nabc";
+    let parts = [
+        first.clone(),
+        request("/x", b"{"),
+        wanted_by_nobody.to_vec(),
+        first.clone(),
+        first.clone(),
+        b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(),
+        first.clone(),
+        first.clone(),
+        b"PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 7\r\nExpect: 100-continue\r\n\r\n".to_vec(),
+    ];
+    client.send(&parts.concat());
+    let statuses: Vec<u16> = (0..9).map(|_| client.reply().status).collect();
+    assert_eq!(statuses, [201, 400, 415, 201, 201, 405, 201, 201, 100]);
+    client.send(b"{\"a\":1}");
+    assert_eq!(client.reply().status, 201);
+    assert_eq!(running.count(Count::DeadlinesPassed), 0);
+    running.faults.stall_ms.store(0, Ordering::Relaxed);
+    running.node.drain().unwrap();
+    assert_eq!(delivered(directory.path()).len(), 3 * cuts.len() + 6);
+}

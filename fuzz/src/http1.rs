@@ -2,8 +2,8 @@
 
 use weir::error::Reject;
 use weir::http::chunked::Chunked;
-use weir::http::h1::{self, Framing};
-use weir::limits::{CHUNK_EXTENSION_SIZE_MAX, TRAILER_SIZE_MAX};
+use weir::http::h1::{self, Framing, Method};
+use weir::limits::{CHUNK_EXTENSION_SIZE_MAX, CHUNK_EXTENSIONS_SIZE_MAX, TRAILER_SIZE_MAX};
 
 /// A head, and what follows it as a chunked body; the whole input as one, too.
 pub fn check(bytes: &[u8]) {
@@ -13,15 +13,37 @@ pub fn check(bytes: &[u8]) {
     };
     assert!(head.size <= bytes.len());
     assert!(bytes[..head.size].ends_with(b"\r\n\r\n"));
-    assert!(head.path.end <= head.size && bytes[head.path.start] == b'/');
+    assert!(head.path.end <= head.size);
+    assert!(head.method != Method::Store || bytes[head.path.start] == b'/');
     assert!(!bytes[head.path.clone()].contains(&b'?'));
     // What is complete was incomplete at every point before, and nothing behind it matters.
     for cut in cuts(bytes).filter(|cut| *cut < head.size) {
         assert_eq!(h1::parse(&bytes[..cut]), Ok(None), "cut at {cut}");
     }
     assert_eq!(h1::parse(&bytes[..head.size]), Ok(Some(head.clone())));
+    fields(&bytes[..head.size]);
     if head.framing == Framing::Chunked {
         chunked(&bytes[head.size..]);
+    }
+}
+
+/// Every field is found by its name, if it is the only one of that name.
+fn fields(head: &[u8]) {
+    let lines: Vec<(String, &[u8])> = head
+        .split(|byte| *byte == b'\n')
+        .skip(1)
+        .filter_map(|line| {
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            let name = std::str::from_utf8(&line[..colon]).ok()?;
+            Some((name.to_ascii_lowercase(), line[colon + 1..].trim_ascii()))
+        })
+        .collect();
+    for (name, value) in &lines {
+        let count = lines.iter().filter(|(other, _)| other == name).count();
+        match h1::field(head, name) {
+            Ok(found) => assert_eq!((found, count), (Some(*value), 1), "{name}"),
+            Err(_) => assert!(count > 1, "{name}"),
+        }
     }
 }
 
@@ -44,7 +66,7 @@ fn chunked(wire: &[u8]) {
 }
 
 /// A few places that depend on the input alone, in ascending order.
-fn cuts(bytes: &[u8]) -> impl Iterator<Item = usize> + use<> {
+pub(crate) fn cuts(bytes: &[u8]) -> impl Iterator<Item = usize> + use<> {
     let size = bytes.len();
     let seed = bytes.iter().fold(size, |seed, byte| {
         seed.wrapping_mul(31) + usize::from(*byte)
@@ -54,7 +76,7 @@ fn cuts(bytes: &[u8]) -> impl Iterator<Item = usize> + use<> {
 }
 
 /// The decoded body and what follows it; `None` while the end has not come.
-type Decoded = Option<(Vec<u8>, Vec<u8>)>;
+pub(crate) type Decoded = Option<(Vec<u8>, Vec<u8>)>;
 
 fn in_pieces(wire: &[u8], cuts: &[usize]) -> Result<Decoded, Reject> {
     const HEAD: usize = 10;
@@ -78,17 +100,21 @@ fn in_pieces(wire: &[u8], cuts: &[usize]) -> Result<Decoded, Reject> {
 }
 
 #[derive(Debug, PartialEq)]
-struct Malformed;
+pub(crate) struct Malformed;
 
 /// RFC 9112 §7.1, read slowly and with the whole input at hand.
-fn naive(wire: &[u8]) -> Result<Decoded, Malformed> {
+pub(crate) fn naive(wire: &[u8]) -> Result<Decoded, Malformed> {
     let mut rest = wire;
     let mut body = Vec::new();
+    let mut extensions_left = CHUNK_EXTENSIONS_SIZE_MAX;
     loop {
         let Some(line) = take_line(&mut rest, 16 + CHUNK_EXTENSION_SIZE_MAX)? else {
             return Ok(None);
         };
-        let size = chunk_size(line)?;
+        let (size, extension_size) = chunk_size(line)?;
+        extensions_left = extensions_left
+            .checked_sub(extension_size)
+            .ok_or(Malformed)?;
         if size == 0 {
             break;
         }
@@ -112,9 +138,11 @@ fn naive(wire: &[u8]) -> Result<Decoded, Malformed> {
             .iter()
             .position(|byte| *byte == b':')
             .ok_or(Malformed)?;
-        let token = |byte: &u8| byte.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(byte);
-        let text = |byte: &u8| *byte == b'\t' || (*byte >= b' ' && *byte != 127);
-        if colon == 0 || !line[..colon].iter().all(token) || !line[colon..].iter().all(text) {
+        if colon == 0 || !line[..colon].iter().all(is_token) || !line[colon..].iter().all(is_text) {
+            return Err(Malformed);
+        }
+        let name = String::from_utf8_lossy(&line[..colon]).to_lowercase();
+        if name.starts_with("x-hub-") || NOT_IN_TRAILERS.split(' ').any(|refused| refused == name) {
             return Err(Malformed);
         }
         left = left.saturating_sub(line.len() + 2);
@@ -122,19 +150,27 @@ fn naive(wire: &[u8]) -> Result<Decoded, Malformed> {
     Ok(None)
 }
 
-fn chunk_size(line: &[u8]) -> Result<u64, Malformed> {
-    let (digits, extension) = match line.iter().position(|byte| *byte == b';') {
-        Some(at) => (&line[..at], Some(&line[at + 1..])),
-        None => (line, None),
+const NOT_IN_TRAILERS: &str = "authorization connection content-encoding content-length content-range content-type \
+                               cookie expect host proxy-authorization te trailer transfer-encoding upgrade";
+
+fn is_token(byte: &u8) -> bool {
+    byte.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(byte)
+}
+
+fn is_text(byte: &u8) -> bool {
+    *byte == b'\t' || (*byte >= b' ' && *byte != 127)
+}
+
+/// The size, and how long the extensions are.
+fn chunk_size(line: &[u8]) -> Result<(u64, usize), Malformed> {
+    let digits = match line.iter().position(|byte| *byte == b';') {
+        Some(at) => &line[..at],
+        None => line,
     };
-    if let Some(extension) = extension {
-        let named = extension
-            .first()
-            .is_some_and(|byte| byte.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(byte));
-        let text = |byte: &u8| *byte == b'\t' || (*byte >= b' ' && *byte != 127);
-        if !named || extension.len() >= CHUNK_EXTENSION_SIZE_MAX || !extension.iter().all(text) {
-            return Err(Malformed);
-        }
+    let extension = &line[digits.len()..];
+    if extension.len() > CHUNK_EXTENSION_SIZE_MAX || !extension.is_empty() && !extensions(extension)
+    {
+        return Err(Malformed);
     }
     let digits = std::str::from_utf8(digits).map_err(|_| Malformed)?;
     if digits.is_empty()
@@ -143,7 +179,37 @@ fn chunk_size(line: &[u8]) -> Result<u64, Malformed> {
     {
         return Err(Malformed);
     }
-    u64::from_str_radix(digits, 16).map_err(|_| Malformed)
+    let size = u64::from_str_radix(digits, 16).map_err(|_| Malformed)?;
+    Ok((size, extension.len()))
+}
+
+/// RFC 9112 §7.1.1, as a state machine over single bytes.
+fn extensions(text: &[u8]) -> bool {
+    #[derive(PartialEq)]
+    enum At {
+        Semicolon,
+        NameStart,
+        Name,
+        ValueStart,
+        Value,
+        Quoted,
+        Escaped,
+    }
+    let mut at = At::Semicolon;
+    for byte in text {
+        at = match (at, byte) {
+            (At::Semicolon | At::Name | At::Value, b';') => At::NameStart,
+            (At::Name, b'=') => At::ValueStart,
+            (At::NameStart | At::Name, byte) if is_token(byte) => At::Name,
+            (At::ValueStart, b'"') => At::Quoted,
+            (At::ValueStart | At::Value, byte) if is_token(byte) => At::Value,
+            (At::Quoted, b'"') => At::Semicolon,
+            (At::Quoted, b'\\') => At::Escaped,
+            (At::Quoted | At::Escaped, byte) if is_text(byte) => At::Quoted,
+            _ => return false,
+        };
+    }
+    matches!(at, At::Semicolon | At::Name | At::Value)
 }
 
 fn take_line<'a>(rest: &mut &'a [u8], size_max: usize) -> Result<Option<&'a [u8]>, Malformed> {

@@ -3,8 +3,13 @@
 //! Called by `fuzz_targets/*.rs` with what the fuzzer makes up, and by `tests/fuzz_corpus.rs` with the committed corpora.
 //! An own crate, so that the oracles stay out of weir's dependencies.
 
+mod authorization;
+mod config;
+mod connection;
 mod http1;
 pub mod naive;
+mod proxy;
+mod reference;
 mod segment;
 
 use serde_json::value::RawValue;
@@ -22,6 +27,26 @@ pub fn http1(bytes: &[u8]) {
 /// `spool::recover` and `spool::reader`, on any file and on good ones that were tampered with.
 pub fn segment(bytes: &[u8]) {
     segment::check(bytes);
+}
+
+/// A connection of a running node, against a strict reading of the same bytes.
+pub fn connection(bytes: &[u8]) {
+    connection::check(bytes);
+}
+
+/// `http::proxy`, cut anywhere, against a naive reader.
+pub fn proxy(bytes: &[u8]) {
+    proxy::check(bytes);
+}
+
+/// `admission::authorization`, against a naive reader.
+pub fn authorization(bytes: &[u8]) {
+    authorization::check(bytes);
+}
+
+/// `config`: valid or in error, never a panic.
+pub fn config(bytes: &[u8]) {
+    config::check(bytes);
 }
 
 /// `records::json` in each implementation, against its naive twin (records, code, offset, line) and serde_json

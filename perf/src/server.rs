@@ -214,7 +214,9 @@ ack = "{ack}"
         options.level
     );
     if let Some(connections) = options.connections_max {
-        text.push_str(&format!("\n[limits]\nconnections = {connections}\n"));
+        text.push_str(&format!(
+            "\n[limits]\nconnections = {connections}\nconnections_per_address = {connections}\n"
+        ));
     }
     text
 }
@@ -302,7 +304,9 @@ mod tests {
         };
         let text = config_text(admin, spool, &other);
         assert!(text.contains("type = \"directory\"\npath = \"out\"\n"));
-        assert!(text.ends_with("ack = \"durable\"\n\n[limits]\nconnections = 10100\n"));
+        assert!(text.ends_with(
+            "ack = \"durable\"\n\n[limits]\nconnections = 10100\nconnections_per_address = 10100\n"
+        ));
     }
 
     #[test]

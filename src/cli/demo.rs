@@ -39,7 +39,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), Fatal> {
     print(&format!(
         "metrics on http://{}/metrics\n{}\n\n\
          Try, in another terminal:\n\n  \
-         curl -d '{{\"hello\": \"weir\"}}' http://{address}/demo\n\n\
+         curl --json '{{\"hello\": \"weir\"}}' http://{address}/demo\n\n\
          Ctrl-C drains and ends.\n\n",
         node.admin(),
         remote.announcement(&table),

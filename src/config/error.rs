@@ -116,17 +116,30 @@ impl fmt::Display for ConfigErrors {
             let path = self.path.display();
             write!(f, "{path}:{}:{}: ", error.line, error.column)?;
             if !error.key.is_empty() {
-                write!(f, "{}: ", error.key)?;
+                write!(f, "{}: ", printable(&error.key))?;
             }
             // One error is one line, whatever a parser puts into its message.
             let message: Vec<&str> = error.message.lines().collect();
-            write!(f, "{}", message.join(", "))?;
+            write!(f, "{}", printable(&message.join(", ")))?;
         }
         Ok(())
     }
 }
 
 impl std::error::Error for ConfigErrors {}
+
+/// Text of the file as it can be shown: what it may hold of control characters would end the line, or worse.
+fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            printable.extend(c.escape_default());
+        } else {
+            printable.push(c);
+        }
+    }
+    printable
+}
 
 /// The name among `names` that `text` was likely meant to be.
 pub(super) fn nearest<'a>(text: &str, names: &[&'a str]) -> Option<&'a str> {

@@ -37,7 +37,9 @@ pub(super) struct RawConfig {
     pub slabs: TableOf<RawSlabs>,
     pub upload: TableOf<RawUpload>,
     pub limits: TableOf<RawLimits>,
+    pub deadlines: TableOf<RawDeadlines>,
     pub memory: TableOf<RawMemory>,
+    pub principal: Key<Vec<Spanned<TableOf<RawPrincipal>>>>,
     pub route: Key<Vec<Spanned<TableOf<RawRoute>>>>,
 }
 
@@ -45,6 +47,9 @@ pub(super) struct RawConfig {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawListener {
     pub address: Key<String>,
+    pub principals: Key<Vec<Spanned<String>>>,
+    pub allow: Key<Vec<Spanned<String>>>,
+    pub proxies: Key<Vec<Spanned<String>>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -209,9 +214,23 @@ pub(super) struct RawUpload {
 pub(super) struct RawLimits {
     pub wait: Key<RawDuration>,
     pub connections: Key<i64>,
+    pub connections_per_address: Key<i64>,
+    pub requests_per_connection: Key<i64>,
     pub record: Key<RawSize>,
     pub ack: Key<RawDuration>,
     pub drain: Key<RawDuration>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawDeadlines {
+    pub head: Key<RawDuration>,
+    pub body_start: Key<RawDuration>,
+    pub body: Key<RawDuration>,
+    pub body_rate: Key<RawSize>,
+    pub body_rate_window: Key<RawDuration>,
+    pub write: Key<RawDuration>,
+    pub idle: Key<RawDuration>,
 }
 
 #[derive(Deserialize, Default)]
@@ -231,6 +250,81 @@ pub(super) struct RawRoute {
     pub default_tag: Key<String>,
     pub mapping: Key<String>,
     pub dedup: Key<String>,
+    pub principals: Key<Vec<Spanned<String>>>,
+    pub allow: Key<Vec<Spanned<String>>>,
+    pub rate: Key<TableOf<RawRate>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawPrincipal {
+    pub name: Key<String>,
+    pub bearer: Key<Vec<Spanned<RawCredential>>>,
+    pub basic: Key<TableOf<RawBasic>>,
+    pub hmac: Key<TableOf<RawHmac>>,
+    pub rate: Key<TableOf<RawRate>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawBasic {
+    pub user: Key<String>,
+    pub passwords: Key<Vec<Spanned<RawCredential>>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawHmac {
+    pub secrets: Key<Vec<Spanned<RawCredential>>>,
+    pub header: Key<String>,
+    pub prefix: Key<String>,
+    pub encoding: Key<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRate {
+    pub requests: Key<i64>,
+    pub bytes: Key<RawSize>,
+    pub burst: Key<RawDuration>,
+}
+
+/// Where a secret is. A secret itself in its place is refused with a message of its own: that of serde would show it.
+pub(super) struct RawCredential(pub CredentialTable);
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct CredentialTable {
+    pub env: Key<String>,
+    pub file: Key<String>,
+    pub sha256: Key<String>,
+}
+
+impl<'de> Deserialize<'de> for RawCredential {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct CredentialVisitor;
+
+        impl<'de> Visitor<'de> for CredentialVisitor {
+            type Value = RawCredential;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table with `env` or `file`")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                CredentialTable::deserialize(MapAccessDeserializer::new(map)).map(RawCredential)
+            }
+
+            fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Self::Value, E> {
+                Err(E::custom(
+                    "a secret does not belong into this file; say where it is, \
+                     { env = \"NAME\" } or { file = \"path\" }, and consider this one known",
+                ))
+            }
+        }
+
+        deserializer.deserialize_any(CredentialVisitor)
+    }
 }
 
 #[derive(Deserialize)]

@@ -45,6 +45,9 @@ fn every_key_changes_what_it_names() {
         address = "[::1]:0"
         [[listener]]
         address = "[::1]:0"
+        principals = ["c", "a"]
+        allow = ["::1", "10.0.0.0/8"]
+        proxies = ["192.168.0.0/16"]
         [admin]
         address = "0.0.0.0:1"
         [destination]
@@ -70,11 +73,42 @@ fn every_key_changes_what_it_names() {
         record = "64KiB"
         ack = "9s"
         drain = "1day"
+        connections_per_address = 2
+        requests_per_connection = 3
+        [deadlines]
+        head = "1s"
+        body_start = "2s"
+        body = "3s"
+        body_rate = 5
+        body_rate_window = "4s"
+        write = "5s"
+        idle = "6s"
         [memory]
         limit = "1GiB"
+        [[principal]]
+        name = "a"
+        bearer = [
+            { env = "TOKEN" },
+            { file = "token" },
+            { sha256 = "00000000000000000000000000000000000000000000000000000000000000fF" },
+        ]
+        rate = { requests = 10 }
+        [[principal]]
+        name = "b"
+        basic = { user = "u", passwords = [{ file = "/password" }] }
+        rate = { requests = 10, bytes = "1MiB", burst = "2s" }
+        [[principal]]
+        name = "c"
+        hmac = { secrets = [{ env = "KEY" }] }
+        [[principal]]
+        name = "d"
+        hmac = { secrets = [{ env = "KEY" }], header = "X-Sum", prefix = "", encoding = "base64" }
         [[route]]
         path = "/a"
         envelope = "none"
+        principals = ["b"]
+        allow = ["10.0.0.1"]
+        rate = { bytes = 7 }
         ack = "delivered"
         [[route]]
         path = "/a/*"
@@ -85,15 +119,74 @@ fn every_key_changes_what_it_names() {
         [[route]]
         path = "/*"
     "#;
-    let listener = Listener {
+    let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    let listener = |principals, allow: &[&str], proxies: &[&str]| Listener {
         address: "[::1]:0".parse().unwrap(),
+        principals,
+        allow: networks(allow),
+        proxies: networks(proxies),
     };
+    let rate = |requests, bytes, seconds| {
+        Some(Rate {
+            requests,
+            bytes,
+            burst: Duration::from_secs(seconds),
+        })
+    };
+    let mut hash = [0; 32];
+    hash[31] = 0xff;
+    let principal = |name: &str, credential, rate| Principal {
+        name: name.into(),
+        credential,
+        rate,
+    };
+    let key = vec![SecretSource::Env("KEY".into())];
+    let principals = vec![
+        principal(
+            "a",
+            Credential::Bearer(vec![
+                Token::Secret(SecretSource::Env("TOKEN".into())),
+                Token::Secret(SecretSource::File("token".into())),
+                Token::Sha256(hash),
+            ]),
+            rate(Some(10), None, 1),
+        ),
+        principal(
+            "b",
+            Credential::Basic {
+                user: "u".into(),
+                passwords: vec![SecretSource::File("/password".into())],
+            },
+            rate(Some(10), Some(1 << 20), 2),
+        ),
+        principal(
+            "c",
+            Credential::Hmac(Hmac {
+                secrets: key.clone(),
+                ..Hmac::default()
+            }),
+            None,
+        ),
+        principal(
+            "d",
+            Credential::Hmac(Hmac {
+                secrets: key,
+                header: "X-Sum".into(),
+                prefix: "".into(),
+                encoding: SignatureEncoding::Base64,
+            }),
+            None,
+        ),
+    ];
     let route = |pattern, table_index, envelope, ack, default_tag: &str| Route {
         pattern,
         table_index,
         envelope,
         ack,
         default_tag: default_tag.into(),
+        principals: None,
+        allow: Vec::new(),
+        rate: None,
     };
     let table = |database: &str, table: &str, spooled| Table {
         database: database.into(),
@@ -105,7 +198,14 @@ fn every_key_changes_what_it_names() {
     };
     let expected = Config {
         cores: std::thread::available_parallelism().unwrap().into(),
-        listeners: vec![listener.clone(), listener],
+        listeners: vec![
+            listener(None, &[], &[]),
+            listener(
+                Some(vec![2, 0]),
+                &["::1/128", "10.0.0.0/8"],
+                &["192.168.0.0/16"],
+            ),
+        ],
         admin: Admin {
             address: "0.0.0.0:1".parse().unwrap(),
         },
@@ -135,21 +235,38 @@ fn every_key_changes_what_it_names() {
         limits: Limits {
             wait: Duration::from_secs(90),
             connections: 1,
+            connections_per_address: 2,
+            requests_per_connection: 3,
             record: 64 * KIB,
             ack: Duration::from_secs(9),
             drain: Duration::from_secs(24 * 60 * 60),
         },
+        deadlines: Deadlines {
+            head: Duration::from_secs(1),
+            body_start: Duration::from_secs(2),
+            body: Duration::from_secs(3),
+            body_rate: 5,
+            body_rate_window: Duration::from_secs(4),
+            write: Duration::from_secs(5),
+            idle: Duration::from_secs(6),
+        },
         memory: Memory {
             limit: Some(1 << 30),
         },
+        principals,
         routes: vec![
-            route(
-                PathPattern::Exact("/a".into()),
-                0,
-                Envelope::None,
-                Ack::Delivered,
-                "http.0",
-            ),
+            Route {
+                principals: Some(vec![1]),
+                allow: vec!["10.0.0.1/32".parse().unwrap()],
+                rate: rate(None, Some(7), 1),
+                ..route(
+                    PathPattern::Exact("/a".into()),
+                    0,
+                    Envelope::None,
+                    Ack::Delivered,
+                    "http.0",
+                )
+            },
             route(
                 PathPattern::Prefix("/a/".into()),
                 1,
@@ -234,6 +351,15 @@ fn columns_are_characters() {
         "destination = { path = \"äöü\", typ = 1 }",
         "1:31: destination.typ: ",
         "`type`",
+    );
+}
+
+#[test]
+fn what_is_shown_of_the_file_stays_on_its_line() {
+    assert_error(
+        "\"a\\nb\\u001b[2J\" = 1",
+        "1:1: a\\nb\\u{1b}[2J: unknown key ",
+        "",
     );
 }
 
@@ -503,6 +629,121 @@ fn a_default_tag_needs_no_escaping() {
     ] {
         assert_error(&tag(text), "2:15: route[0].default_tag: ", "letters");
     }
+}
+
+#[test]
+fn who_may_send_is_checked() {
+    let bearer = |secret: &str| format!("[[principal]]\nname = \"a\"\nbearer = [{secret}]");
+    for (text, start, part) in [
+        (
+            "[[principal]]\nbearer = [{ env = \"T\" }]".into(),
+            "1:1: principal[0]: ",
+            "`name`",
+        ),
+        (
+            "[[principal]]\nname = \"a\"".into(),
+            "1:1: ",
+            "one of `bearer`",
+        ),
+        (
+            format!(
+                "{}\nhmac = {{ secrets = [{{ env = \"K\" }}] }}",
+                bearer("{ env = \"T\" }")
+            ),
+            "1:1: ",
+            "one of `bearer`",
+        ),
+        (bearer(""), "3:10: principal[0].bearer: ", "1 to 8"),
+        (bearer("{}"), "3:11: ", "`{ env"),
+        (bearer("{ env = \"T\", file = \"t\" }"), "3:11: ", "`{ env"),
+        (bearer("{ env = \"\" }"), "3:11: ", "`{ env"),
+        (
+            bearer("{ sha256 = \"ab\" }"),
+            "3:22: ",
+            "64 hexadecimal digits",
+        ),
+        (bearer("{ evn = \"T\" }"), "3:13: ", "did you mean `env`?"),
+        (
+            "[[principal]]\nname = \"a\"\nbasic = { user = \"u\" }".into(),
+            "3:9: ",
+            "`passwords`",
+        ),
+        (
+            "[[principal]]\nname = \"a\"\nbasic = { user = \"u:\", passwords = [{ env = \"P\" }] }"
+                .into(),
+            "3:18: ",
+            "no colon",
+        ),
+        (
+            "[[principal]]\nname = \"a\"\nhmac = {}".into(),
+            "3:8: ",
+            "`secrets`",
+        ),
+        (
+            "[[principal]]\nname = \"a\"\nhmac = { secrets = [{ env = \"K\" }], header = \"a b\" }"
+                .into(),
+            "3:46: ",
+            "header field",
+        ),
+        (
+            "[[principal]]\nname = \"a\"\nhmac = { secrets = [{ sha256 = \"K\" }] }".into(),
+            "3:21: ",
+            "only a bearer token",
+        ),
+        (
+            "[[route]]\nprincipals = [\"a\"]".into(),
+            "2:15: ",
+            "add a [[principal]]",
+        ),
+        ("[[route]]\nprincipals = []".into(), "2:14: ", "nobody"),
+        (
+            format!(
+                "{}\n[[route]]\nprincipals = [\"b\"]",
+                bearer("{ env = \"T\" }")
+            ),
+            "5:15: ",
+            "did you mean `a`?",
+        ),
+        (
+            "[[listener]]\nallow = [\"10.0.0.1/8\"]".into(),
+            "2:10: ",
+            "did you mean \"10.0.0.0/8\"?",
+        ),
+        (
+            "[[listener]]\nallow = [\"localhost\"]".into(),
+            "2:10: ",
+            "not a network",
+        ),
+        ("[[listener]]\nallow = []".into(), "2:9: ", "1 to 256"),
+        (
+            "[[route]]\nrate = {}".into(),
+            "2:8: route[0].rate: ",
+            "`requests` or `bytes`",
+        ),
+        (
+            "[[route]]\nrate = { requests = 0 }".into(),
+            "2:21: ",
+            "out of bounds",
+        ),
+    ] {
+        assert_error(&text, start, part);
+    }
+}
+
+#[test]
+fn a_secret_in_the_file_is_refused_and_not_repeated() {
+    for text in [
+        "[[principal]]\nname = \"a\"\nbearer = [\"canary\"]",
+        "[[principal]]\nname = \"a\"\nhmac = { secrets = [\"canary\"] }",
+        "[[principal]]\nname = \"a\"\nbasic = { user = \"u\", passwords = [\"canary\"] }",
+        "[[principal]]\nname = \"a\"\nbearer = [{ value = \"canary\" }]",
+    ] {
+        let error = error_of(text);
+        assert!(!error.contains("canary"), "{error}");
+        assert!(error.starts_with("3:"), "{error}");
+    }
+    let error = error_of("[[principal]]\nname = \"a\"\nbearer = [\"canary\"]");
+    assert!(error.contains("does not belong into this file"), "{error}");
 }
 
 #[test]
@@ -804,7 +1045,13 @@ fn document_example() -> &'static str {
 fn setting(key: &str, value: &str) -> String {
     match key.rsplit_once('.') {
         None => format!("{key} = {value}"),
-        Some((table @ ("listener" | "route"), key)) => format!("[[{table}]]\n{key} = {value}"),
+        Some((table @ ("listener" | "principal" | "route"), key)) => {
+            format!("[[{table}]]\n{key} = {value}")
+        }
+        Some((table, key)) if table.starts_with("principal.") || table == "route.rate" => {
+            let (array, table) = table.split_once('.').unwrap();
+            format!("[[{array}]]\n{table} = {{ {key} = {value} }}")
+        }
         Some(("slabs.classes", key)) => format!("slabs.classes = [{{ {key} = {value} }}]"),
         Some((table, key)) => format!("[{table}]\n{key} = {value}"),
     }
@@ -837,7 +1084,12 @@ fn code_keys() -> BTreeSet<String> {
             keys.insert(format!("{section}.{name}"));
         }
     }
-    for section in NESTED_SECTIONS {
+    for section in NESTED_SECTIONS.into_iter().chain([
+        "principal.basic",
+        "principal.hmac",
+        "principal.rate",
+        "route.rate",
+    ]) {
         for name in known(&format!("{section}.zzzzzzzzzzzz")) {
             keys.insert(format!("{section}.{name}"));
         }
@@ -873,6 +1125,8 @@ fn the_document_has_the_defaults_of_the_code() {
                 parse(KUSTO).unwrap(),
                 "{key} = {default}"
             ),
+            // By default there is no principal, and anybody may send from anywhere as much as they can.
+            (key, _) if is_of_access(key) => {}
             _ => assert_eq!(
                 parse(&setting(&key, &default)).unwrap(),
                 Config::default(),
@@ -880,6 +1134,44 @@ fn the_document_has_the_defaults_of_the_code() {
             ),
         }
     }
+}
+
+/// Whether the key is one of those that say who may send how much.
+fn is_of_access(key: &str) -> bool {
+    key.starts_with("principal")
+        || ["principals", "allow", "proxies", "rate"]
+            .iter()
+            .any(|name| {
+                key.split_once('.')
+                    .is_some_and(|(_, rest)| rest.split('.').next() == Some(name))
+            })
+}
+
+#[test]
+fn the_documents_example_of_access_has_every_key_of_it() {
+    let (_, rest) = DOCUMENT.split_once("## Who may send").unwrap();
+    let (_, rest) = rest.split_once("```toml\n").unwrap();
+    let example = rest.split_once("```").unwrap().0;
+    let config = parse(example).unwrap();
+    assert!(config.listeners[0].principals.is_some());
+    for key in code_keys().into_iter().filter(|key| is_of_access(key)) {
+        let name = key.rsplit_once('.').map_or(key.as_str(), |(_, name)| name);
+        let is_there = |start: char| example.contains(&format!("{start}{name} = "));
+        assert!(is_there('\n') || is_there(' '), "no {key}");
+    }
+    // What the table says of the defaults.
+    let hmac = Hmac::default();
+    let defaults: std::collections::HashMap<String, String> = document_rows().into_iter().collect();
+    assert_eq!(
+        defaults["principal.hmac.header"],
+        format!("\"{}\"", hmac.header)
+    );
+    assert_eq!(
+        defaults["principal.hmac.prefix"],
+        format!("\"{}\"", hmac.prefix)
+    );
+    assert_eq!(defaults["principal.hmac.encoding"], "\"hex\"");
+    assert_eq!(hmac.encoding, SignatureEncoding::Hex);
 }
 
 #[test]
@@ -896,6 +1188,9 @@ fn the_examples_of_kusto_are_valid() {
 fn the_example_of_the_document_is_complete() {
     let example: toml::Table = document_example().parse().unwrap();
     for key in code_keys() {
+        if is_of_access(&key) {
+            continue;
+        }
         let mut value = &toml::Value::Table(example.clone());
         // A key without a default is there as a comment; those of Kusto have an example of their own.
         if ["memory.limit", "route.mapping", "dead_letter.age"].contains(&key.as_str()) {

@@ -14,17 +14,17 @@ use toml::Spanned;
 
 use super::error::{Placed, list, nearest};
 use super::raw::{
-    Key, RawConfig, RawCores, RawDeadLetter, RawDestination, RawDuration, RawListener, RawRoute,
-    RawSize, RawSlabClass, RawSpool, TableOf,
+    Key, RawConfig, RawCores, RawDeadLetter, RawDeadlines, RawDestination, RawDuration,
+    RawListener, RawRoute, RawSize, RawSlabClass, RawSpool, TableOf,
 };
 use super::{
-    Ack, Admin, Batch, Compression, Config, DeadLetter, Dedup, Destination, Envelope, Limits,
-    Listener, Memory, PathPattern, Registered, Response, Route, Size, SlabClass, Slabs, Spool,
-    SuccessStatus, Table, Uplink, Upload,
+    Ack, Admin, Batch, Compression, Config, DeadLetter, Deadlines, Dedup, Destination, Envelope,
+    Limits, Listener, Memory, PathPattern, Principal, Registered, Response, Route, Size, SlabClass,
+    Slabs, Spool, SuccessStatus, Table, Uplink, Upload,
 };
 use crate::limits::{
     COMPRESSION_LEVEL_MAX, COMPRESSION_LEVEL_MIN, CONNECTION_COUNT_MAX, CORE_COUNT_MAX,
-    DEAD_LETTER_AGE_MAX, DURATION_MAX, ENTITY_NAME_SIZE_MAX, FILE_NAME_SIZE_MAX,
+    DEAD_LETTER_AGE_MAX, DURATION_MAX, ENTITY_NAME_SIZE_MAX, FILE_NAME_SIZE_MAX, GIB,
     LISTENER_COUNT_MAX, MEMORY_LIMIT_MIN, PAGE_SIZE, RECORD_SIZE_MAX, REQUEST_LINE_SIZE_MAX,
     ROUTE_COUNT_MAX, SEGMENT_COUNT_MAX, SEGMENT_COUNT_MIN, SLAB_CLASS_COUNT_MAX, SLAB_COUNT_MAX,
     SLAB_SIZE_MAX, SLAB_SIZE_MIN, TAG_SIZE_MAX, UPLINK_CONCURRENCY_MAX, UPLOAD_BUFFER_COUNT_MAX,
@@ -59,8 +59,9 @@ impl Check {
         let default = Config::default();
         let destination = self.destination(raw.destination.0, default.destination, base_dir);
         let is_directory = matches!(destination, Destination::Directory { .. });
+        let principals = self.principals(raw.principal, base_dir);
         let (routes, tables) = match raw.route {
-            Some(routes) => self.routes(routes, is_directory),
+            Some(routes) => self.routes(routes, is_directory, &principals),
             None => (default.routes, default.tables),
         };
         let slabs = Slabs {
@@ -90,7 +91,7 @@ impl Check {
         Config {
             cores,
             listeners: match raw.listener {
-                Some(listeners) => self.listeners(listeners, default.listeners),
+                Some(listeners) => self.listeners(listeners, default.listeners, &principals),
                 None => default.listeners,
             },
             admin: Admin {
@@ -128,10 +129,21 @@ impl Check {
                     default.limits.connections,
                     1..=CONNECTION_COUNT_MAX,
                 ),
+                connections_per_address: self.integer(
+                    raw.limits.0.connections_per_address,
+                    default.limits.connections_per_address,
+                    1..=CONNECTION_COUNT_MAX,
+                ),
+                requests_per_connection: self.integer(
+                    raw.limits.0.requests_per_connection,
+                    default.limits.requests_per_connection as usize,
+                    1..=usize::MAX,
+                ) as u64,
                 record,
                 ack: self.duration(raw.limits.0.ack, default.limits.ack),
                 drain: self.duration(raw.limits.0.drain, default.limits.drain),
             },
+            deadlines: self.deadlines(raw.deadlines.0, default.deadlines),
             memory: Memory {
                 limit: raw
                     .memory
@@ -139,6 +151,7 @@ impl Check {
                     .limit
                     .map(|limit| self.size(&limit, MEMORY_LIMIT_MIN..=u64::MAX)),
             },
+            principals,
             routes,
             tables,
         }
@@ -153,7 +166,12 @@ impl Check {
 
     // --- single values ------------------------------------------------------------------------
 
-    fn integer(&mut self, key: Key<i64>, default: usize, bounds: RangeInclusive<usize>) -> usize {
+    pub(super) fn integer(
+        &mut self,
+        key: Key<i64>,
+        default: usize,
+        bounds: RangeInclusive<usize>,
+    ) -> usize {
         let Some(value) = key else { return default };
         match usize::try_from(*value.get_ref()) {
             Ok(integer) if bounds.contains(&integer) => integer,
@@ -171,7 +189,7 @@ impl Check {
         }
     }
 
-    fn size(&mut self, value: &Spanned<RawSize>, bounds: RangeInclusive<u64>) -> u64 {
+    pub(super) fn size(&mut self, value: &Spanned<RawSize>, bounds: RangeInclusive<u64>) -> u64 {
         let read = match value.get_ref() {
             RawSize::Bytes(bytes) => u64::try_from(*bytes)
                 .map_err(|_| format!("{bytes} bytes is not a size; use a positive number")),
@@ -196,7 +214,7 @@ impl Check {
         })
     }
 
-    fn duration(&mut self, key: Key<RawDuration>, default: Duration) -> Duration {
+    pub(super) fn duration(&mut self, key: Key<RawDuration>, default: Duration) -> Duration {
         let Some(value) = key else { return default };
         self.duration_up_to(value, DURATION_MAX)
     }
@@ -217,6 +235,20 @@ impl Check {
         };
         self.error(value.span(), message);
         most
+    }
+
+    fn deadlines(&mut self, raw: RawDeadlines, default: Deadlines) -> Deadlines {
+        Deadlines {
+            head: self.duration(raw.head, default.head),
+            body_start: self.duration(raw.body_start, default.body_start),
+            body: self.duration(raw.body, default.body),
+            body_rate: raw.body_rate.map_or(default.body_rate, |rate| {
+                self.size(&rate, 1..=GIB as u64) as usize
+            }),
+            body_rate_window: self.duration(raw.body_rate_window, default.body_rate_window),
+            write: self.duration(raw.write, default.write),
+            idle: self.duration(raw.idle, default.idle),
+        }
     }
 
     pub(super) fn choice<T: Copy>(
@@ -299,6 +331,7 @@ impl Check {
         &mut self,
         raw: Spanned<Vec<TableOf<RawListener>>>,
         default: Vec<Listener>,
+        principals: &[Principal],
     ) -> Vec<Listener> {
         let span = raw.span();
         let raw = raw.into_inner();
@@ -325,7 +358,12 @@ impl Check {
                     format!("{address} is listened on already; remove one of the two listeners");
                 self.error(address_span, message);
             }
-            listeners.push(Listener { address });
+            listeners.push(Listener {
+                address,
+                principals: self.allowed_principals(listener.principals, principals),
+                allow: self.networks(listener.allow),
+                proxies: self.networks(listener.proxies),
+            });
         }
         listeners
     }
@@ -551,6 +589,7 @@ impl Check {
         &mut self,
         raw: Spanned<Vec<Spanned<TableOf<RawRoute>>>>,
         is_directory: bool,
+        principals: &[Principal],
     ) -> (Vec<Route>, Vec<Table>) {
         let span = raw.span();
         let raw = raw.into_inner();
@@ -632,6 +671,9 @@ impl Check {
                 ),
                 ack,
                 default_tag: self.tag(route.default_tag, &route_default.default_tag),
+                principals: self.allowed_principals(route.principals, principals),
+                allow: self.networks(route.allow),
+                rate: self.rate(route.rate),
             });
         }
         (routes, tables)

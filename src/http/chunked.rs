@@ -4,7 +4,7 @@
 //! After it: the body lies at the start of the decoded range, without a byte of framing.
 //! Thread: any; pure. Allocates: never.
 //! Invariant: `decoded ≤ examined ≤ received`; a decoder that refused stays refused.
-//! Not here: the trailer fields' meaning; they are checked for form and dropped.
+//! Not here: the trailer fields' meaning; they are checked and dropped.
 //!
 //! ```text
 //! received so far:   | decoded body |..gap..| not examined |
@@ -12,8 +12,9 @@
 //! after a step, the caller may close the gap: what is not examined moves down to `decoded`.
 //! ```
 
+use super::syntax::{is_field_byte, is_token, is_token_byte};
 use crate::error::Reject;
-use crate::limits::{CHUNK_EXTENSION_SIZE_MAX, TRAILER_SIZE_MAX};
+use crate::limits::{CHUNK_EXTENSION_SIZE_MAX, CHUNK_EXTENSIONS_SIZE_MAX, TRAILER_SIZE_MAX};
 
 /// Named by what it expects next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,8 @@ enum Expect {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunked {
     expect: Expect,
+    /// Bytes of chunk extensions so far: they carry nothing, so there is no need for many.
+    extensions_size: usize,
     /// End of the decoded body.
     pub decoded: usize,
     /// End of what was looked at; what follows is to be offered again, with more behind it.
@@ -43,6 +46,7 @@ impl Chunked {
     pub fn new(begin: usize) -> Self {
         Chunked {
             expect: Expect::Size,
+            extensions_size: 0,
             decoded: begin,
             examined: begin,
         }
@@ -57,11 +61,15 @@ impl Chunked {
             match self.expect {
                 Expect::Size => {
                     let line_size_max = SIZE_DIGITS_MAX + CHUNK_EXTENSION_SIZE_MAX;
-                    let Some(line) = line(rest, line_size_max)? else {
+                    let Some(line) = line(rest, line_size_max, LINE_SIZE)? else {
                         return Ok(false);
                     };
-                    let size = chunk_size(line)?;
+                    let (size, extension_size) = chunk_size(line)?;
                     self.examined += line.len() + 2;
+                    self.extensions_size += extension_size;
+                    if self.extensions_size > CHUNK_EXTENSIONS_SIZE_MAX {
+                        return Err(Reject::Chunk("chunk extensions of more than 4 KiB"));
+                    }
                     self.expect = match size {
                         0 => Expect::Trailer { size: 0 },
                         remaining => Expect::Data { remaining },
@@ -94,7 +102,8 @@ impl Chunked {
                     _ => return Err(Reject::Chunk("chunk data longer than its size")),
                 },
                 Expect::Trailer { size } => {
-                    let Some(line) = line(rest, TRAILER_SIZE_MAX - size)? else {
+                    let left = TRAILER_SIZE_MAX - size;
+                    let Some(line) = line(rest, left, Reject::TrailerSize)? else {
                         return Ok(false);
                     };
                     let line_size = line.len() + 2;
@@ -131,8 +140,10 @@ impl Chunked {
     }
 }
 
+const LINE_SIZE: Reject = Reject::Chunk("a line that is too long");
+
 /// The line at the start of `rest`, without its CRLF; `None` while its end is not there.
-fn line(rest: &[u8], size_max: usize) -> Result<Option<&[u8]>, Reject> {
+fn line(rest: &[u8], size_max: usize, too_long: Reject) -> Result<Option<&[u8]>, Reject> {
     let window = &rest[..rest.len().min(size_max + 2)];
     match memchr::memchr2(b'\r', b'\n', window) {
         Some(at) if window[at] == b'\n' => Err(Reject::Chunk("a line that ends with a bare LF")),
@@ -140,15 +151,15 @@ fn line(rest: &[u8], size_max: usize) -> Result<Option<&[u8]>, Reject> {
             Some(b'\n') => Ok(Some(&rest[..at])),
             Some(_) => Err(Reject::Chunk("a line with a bare CR")),
             None if at < size_max + 1 => Ok(None),
-            None => Err(Reject::Chunk("a line that is too long")),
+            None => Err(too_long),
         },
         None if window.len() <= size_max => Ok(None),
-        None => Err(Reject::Chunk("a line that is too long")),
+        None => Err(too_long),
     }
 }
 
-/// RFC 9112 §7.1: `chunk-size [ chunk-ext ]`.
-fn chunk_size(line: &[u8]) -> Result<u64, Reject> {
+/// RFC 9112 §7.1: `chunk-size [ chunk-ext ]`; the size, and the bytes of the extension.
+fn chunk_size(line: &[u8]) -> Result<(u64, usize), Reject> {
     let digits = line
         .iter()
         .take_while(|byte| byte.is_ascii_hexdigit())
@@ -160,41 +171,95 @@ fn chunk_size(line: &[u8]) -> Result<u64, Reject> {
         let digit = (*byte as char).to_digit(16).unwrap_or(0);
         (size << 4) | u64::from(digit)
     });
-    match &line[digits..] {
-        [] => Ok(size),
-        // RFC 9112 §7.1.1: extensions are ignored once they have the form of one.
-        [b';', extension @ ..]
-            if extension.len() < CHUNK_EXTENSION_SIZE_MAX
-                && extension.first().is_some_and(|byte| is_tchar(*byte))
-                && extension.iter().all(|byte| is_field_byte(*byte)) =>
-        {
-            Ok(size)
-        }
-        _ => Err(Reject::Chunk("a malformed chunk size line")),
+    let extension = &line[digits..];
+    if extension.is_empty()
+        || (extension.len() <= CHUNK_EXTENSION_SIZE_MAX && is_extension(extension))
+    {
+        Ok((size, extension.len()))
+    } else {
+        Err(Reject::Chunk("a malformed chunk size line"))
     }
 }
+
+/// RFC 9112 §7.1.1: `*( ";" chunk-ext-name [ "=" chunk-ext-val ] )`, without the white space that is there only for
+/// senders that were wrong already. Ignored once it has this form.
+fn is_extension(mut rest: &[u8]) -> bool {
+    // Every turn consumes a semicolon and a name, or ends.
+    while let [b';', after @ ..] = rest {
+        let name_size = token_size(after);
+        if name_size == 0 {
+            return false;
+        }
+        rest = &after[name_size..];
+        if let [b'=', value @ ..] = rest {
+            let value_size = match value {
+                [b'"', ..] => quoted_string_size(value),
+                _ => token_size(value),
+            };
+            if value_size == 0 {
+                return false;
+            }
+            rest = &value[value_size..];
+        }
+    }
+    rest.is_empty()
+}
+
+fn token_size(text: &[u8]) -> usize {
+    text.iter().take_while(|byte| is_token_byte(**byte)).count()
+}
+
+/// RFC 9110 §5.6.4: the size of the quoted string that `text` begins with, quotes included; 0 where it has no end.
+fn quoted_string_size(text: &[u8]) -> usize {
+    let mut at = 1;
+    while let Some(byte) = text.get(at).filter(|byte| is_field_byte(**byte)) {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' if text.get(at + 1).is_some_and(|byte| is_field_byte(*byte)) => at += 2,
+            b'\\' => return 0,
+            _ => at += 1,
+        }
+    }
+    0
+}
+
+/// RFC 9110 §6.5.1: fields that a sender MUST NOT send as trailers, because a request would have been framed, routed,
+/// authenticated or read by them.
+const NOT_IN_TRAILERS: [&str; 14] = [
+    "authorization",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-range",
+    "content-type",
+    "expect",
+    "host",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "cookie",
+];
+const SIGNATURE_PREFIX: &[u8] = b"x-hub-";
 
 /// RFC 9112 §7.1.2: a trailer field has the form of a header field.
 fn trailer_field(line: &[u8]) -> Result<(), Reject> {
-    let name_size = line.iter().take_while(|byte| is_tchar(**byte)).count();
-    let well_formed = name_size > 0
-        && line.get(name_size) == Some(&b':')
-        && line[name_size..].iter().all(|byte| is_field_byte(*byte));
-    if well_formed {
-        Ok(())
-    } else {
-        Err(Reject::Chunk("a malformed trailer field"))
+    let name_size = memchr::memchr(b':', line).unwrap_or(0);
+    let (name, value) = line.split_at(name_size);
+    if !is_token(name) || !value.iter().all(|byte| is_field_byte(*byte)) {
+        return Err(Reject::Chunk("a malformed trailer field"));
     }
-}
-
-/// RFC 9110 §5.6.2.
-fn is_tchar(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-/// RFC 9110 §5.5: what a field value may hold.
-fn is_field_byte(byte: u8) -> bool {
-    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+    let is_signature = name
+        .get(..SIGNATURE_PREFIX.len())
+        .is_some_and(|prefix| prefix.eq_ignore_ascii_case(SIGNATURE_PREFIX));
+    let is_refused = NOT_IN_TRAILERS
+        .iter()
+        .any(|refused| name.eq_ignore_ascii_case(refused.as_bytes()));
+    if is_signature || is_refused {
+        return Err(Reject::Chunk("a trailer field that belongs into the head"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -256,6 +321,14 @@ mod tests {
             "e".repeat(CHUNK_EXTENSION_SIZE_MAX + 1)
         );
         let long_trailer = format!("0\r\nX: {}\r\n\r\n", "v".repeat(TRAILER_SIZE_MAX));
+        let extension = format!("1;{}\r\na\r\n", "e".repeat(CHUNK_EXTENSION_SIZE_MAX - 1));
+        let chunks_max = CHUNK_EXTENSIONS_SIZE_MAX / CHUNK_EXTENSION_SIZE_MAX;
+        let extensions = format!("{}0\r\n\r\n", extension.repeat(chunks_max));
+        assert!(matches!(
+            decode_in_pieces(extensions.as_bytes(), &[]),
+            Ok(Some(_))
+        ));
+        let extensions = format!("{}0;e\r\n\r\n", extension.repeat(chunks_max));
         for wire in [
             "0x5\r\nhello\r\n0\r\n\r\n",
             "+5\r\nhello\r\n0\r\n\r\n",
@@ -271,12 +344,23 @@ mod tests {
             "5\r\nhello0\r\n\r\n",
             "5;\r\nhello\r\n0\r\n\r\n",
             "5;a\0\r\nhello\r\n0\r\n\r\n",
+            "5;a=\r\nhello\r\n0\r\n\r\n",
+            "5;a b\r\nhello\r\n0\r\n\r\n",
+            "5 ;a\r\nhello\r\n0\r\n\r\n",
+            "5;a=\"b\r\nhello\r\n0\r\n\r\n",
+            "5;a=\"b\"c\r\nhello\r\n0\r\n\r\n",
+            "0\r\nContent-Length: 5\r\n\r\n",
+            "0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "0\r\nhost: a\r\n\r\n",
+            "0\r\nAuthorization: Bearer x\r\n\r\n",
+            "0\r\nX-Hub-Signature-256: sha256=00\r\n\r\n",
             "0\r\n: v\r\n\r\n",
             "0\r\nname v\r\n\r\n",
             "0\r\n name: v\r\n\r\n",
             "0\r\nname: \x01\r\n\r\n",
             long_extension.as_str(),
             long_trailer.as_str(),
+            extensions.as_str(),
         ] {
             let wire = wire.as_bytes();
             assert!(
@@ -286,6 +370,36 @@ mod tests {
             );
             for cut in (0..wire.len()).take(64) {
                 assert!(decode_in_pieces(wire, &[cut]).is_err(), "{cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn extensions_of_the_right_form_are_ignored() {
+        for extension in [";a", ";a=b", ";a=\"b c\\\"d\";e", ";a=\"\"", ";a;b=1;c"] {
+            let wire = format!("5{extension}\r\nhello\r\n0{extension}\r\n\r\n");
+            let (body, rest) = decode_in_pieces(wire.as_bytes(), &[]).unwrap().unwrap();
+            assert_eq!(
+                (body.as_slice(), rest.as_slice()),
+                (&b"hello"[..], &b""[..])
+            );
+        }
+    }
+
+    #[test]
+    fn a_trailer_section_that_is_too_long_is_named_as_such() {
+        let fields = |count: usize| format!("0\r\n{}\r\n", "X-Y: 34567\r\n".repeat(count));
+        let count = TRAILER_SIZE_MAX / 12;
+        assert!(matches!(
+            decode_in_pieces(fields(count).as_bytes(), &[]),
+            Ok(Some(_))
+        ));
+        let long_line = format!("0\r\nX: {}\r\n\r\n", "v".repeat(TRAILER_SIZE_MAX));
+        for wire in [fields(count + 1), long_line] {
+            let wire = wire.as_bytes();
+            let every: Vec<usize> = (0..wire.len()).collect();
+            for cuts in [&[][..], &every] {
+                assert_eq!(decode_in_pieces(wire, cuts), Err(Reject::TrailerSize));
             }
         }
     }

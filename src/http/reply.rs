@@ -38,9 +38,9 @@ impl Replies {
         self.bytes.is_empty()
     }
 
-    /// Whether one more reply is sure to fit.
-    pub fn has_room(&self) -> bool {
-        self.bytes.len() + REPLY_SIZE_MAX <= REPLY_BUFFER_SIZE
+    /// Whether `reply_count` more replies are sure to fit.
+    pub fn has_room(&self, reply_count: usize) -> bool {
+        self.bytes.len() + reply_count * REPLY_SIZE_MAX <= REPLY_BUFFER_SIZE
     }
 
     /// Lends the bytes to a write; [`Replies::give_back`] returns the buffer.
@@ -77,10 +77,10 @@ impl Replies {
         } else {
             Some(&body[..body_size])
         };
-        let field = match ack {
-            Ack::Memory => "Weir-Ack: memory\r\n",
-            Ack::Durable => "Weir-Ack: durable\r\n",
-            Ack::Delivered => "Weir-Ack: delivered\r\n",
+        let field: &[u8] = match ack {
+            Ack::Memory => b"Weir-Ack: memory\r\n",
+            Ack::Durable => b"Weir-Ack: durable\r\n",
+            Ack::Delivered => b"Weir-Ack: delivered\r\n",
         };
         self.reply(status, field, content, date, persistence);
     }
@@ -96,16 +96,11 @@ impl Replies {
             }
             writeln!(body, "\"detail\":\"{}\"}}", answer.detail)
         });
-        let field = match answer.status {
-            // RFC 9110 §15.5.6.
-            405 => "Allow: POST, PUT\r\n",
-            // RFC 9110 §15.5.16.
-            415 => "Accept-Encoding: identity\r\n",
-            _ => "",
-        };
+        let mut fields = [0; 128];
+        let fields_size = written(&mut fields, |fields| reject_fields(reject, fields));
         self.reply(
             answer.status,
-            field,
+            &fields[..fields_size],
             Some(&body[..body_size]),
             date,
             persistence,
@@ -128,14 +123,19 @@ impl Replies {
         let field_size = written(&mut field, |field| {
             write!(field, "Retry-After: {}\r\n", answer.retry_after)
         });
-        let field = str::from_utf8(&field[..field_size]).unwrap_or_default();
-        self.reply(503, field, Some(&body[..body_size]), date, persistence);
+        self.reply(
+            503,
+            &field[..field_size],
+            Some(&body[..body_size]),
+            date,
+            persistence,
+        );
     }
 
     fn reply(
         &mut self,
         status: u16,
-        fields: &str,
+        fields: &[u8],
         content: Option<&[u8]>,
         date: &HttpDate,
         persistence: Persistence,
@@ -159,7 +159,7 @@ impl Replies {
         push(b"\r\nDate: ");
         push(date);
         push(b"\r\n");
-        push(fields.as_bytes());
+        push(fields);
         push(connection.as_bytes());
         if let Some(content) = content {
             let mut length = [0; 16];
@@ -183,6 +183,37 @@ impl Default for Replies {
     }
 }
 
+/// The fields that belong to an answer.
+fn reject_fields(reject: &Reject, fields: &mut &mut [u8]) -> std::io::Result<()> {
+    match reject {
+        // RFC 9110 §15.5.6.
+        Reject::Method { .. } => fields.write_all(b"Allow: POST, PUT\r\n"),
+        // RFC 9110 §15.5.16.
+        Reject::ContentCoding => fields.write_all(b"Accept-Encoding: identity\r\n"),
+        Reject::ContentType => {
+            fields.write_all(b"Accept: application/json, application/x-ndjson\r\n")
+        }
+        // RFC 9110 §15.5.2: at least one challenge. There is no registered scheme for a signature in a field of its own.
+        Reject::Unauthenticated(challenges) => {
+            for (scheme, is_wanted) in [
+                ("Bearer", challenges.bearer),
+                ("Basic", challenges.basic),
+                ("Hmac", challenges.hmac),
+            ] {
+                if is_wanted {
+                    write!(fields, "WWW-Authenticate: {scheme} realm=\"weir\"\r\n")?;
+                }
+            }
+            Ok(())
+        }
+        Reject::RateLimited {
+            retry_after_seconds,
+        } => write!(fields, "Retry-After: {retry_after_seconds}\r\n"),
+        Reject::ConnectionCount => fields.write_all(b"Retry-After: 1\r\n"),
+        _ => Ok(()),
+    }
+}
+
 /// Runs `write` over the start of `buffer`; the bytes it wrote.
 fn written(buffer: &mut [u8], write: impl FnOnce(&mut &mut [u8]) -> std::io::Result<()>) -> usize {
     let size = buffer.len();
@@ -199,14 +230,20 @@ fn reason_phrase(status: u16) -> &'static str {
         201 => "Created",
         204 => "No Content",
         400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
+        408 => "Request Timeout",
         413 => "Content Too Large",
+        414 => "URI Too Long",
         415 => "Unsupported Media Type",
         417 => "Expectation Failed",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
         503 => "Service Unavailable",
+        505 => "HTTP Version Not Supported",
         _ => "",
     }
 }
@@ -252,7 +289,7 @@ mod tests {
         }
         for reject in Reject::samples() {
             let text = text(|replies| {
-                assert!(replies.has_room());
+                assert!(replies.has_room(1));
                 replies.rejected(&reject, DATE, Persistence::KeepAliveConfirmed);
             });
             let (head, body) = text.split_once("\r\n\r\n").unwrap();
