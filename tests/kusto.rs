@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
-use remote::{Bench, DATABASE};
+use remote::{Bench, DATABASE, weir_config};
 use serde_json::Value;
 use support::{Weir, free_address};
 use weir::standin::{Action, Fault, Standin, StandinOptions, TableOptions, Target};
@@ -45,18 +45,8 @@ impl Pair {
     fn start_beside(bench: Bench, more: &str, level: &str) -> Pair {
         let directory = tempfile::tempdir().unwrap();
         let admin = free_address();
-        let options = bench.standin.options();
-        std::fs::write(directory.path().join("secret"), &options.client_secret).unwrap();
-        let config = format!(
-            "[[listener]]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"{admin}\"\n\
-             [destination]\ntype = \"kusto\"\ningest_uri = \"{}\"\n\
-             [destination.identity.client_secret]\ntenant = \"{}\"\nclient_id = \"{}\"\nsecret = {{ file = \"secret\" }}\n\
-             [spool]\ndirectory = \"spool\"\nsize = \"64MiB\"\n[dead_letter]\ndirectory = \"dead-letter\"\n\
-             [batch]\nmax_age = \"100ms\"\n{more}{ROUTES}",
-            bench.standin.ingest_uri(),
-            options.tenant,
-            options.client_id,
-        );
+        let more = format!("{more}{ROUTES}");
+        let config = weir_config(&bench.standin, directory.path(), admin, &more);
         let weir = Weir::start_logging(directory, &config, admin, level);
         Pair {
             bench,
