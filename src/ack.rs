@@ -205,3 +205,42 @@ impl Acks {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn a_dead_letter_is_never_acknowledged_as_delivered_and_stops_nobody_behind() {
+        let mut tables = Config::default().tables;
+        tables[0].delivered = true;
+        let acks = Acks::new(&tables, 4, 4);
+        let outcome = |position| {
+            acks.outcome(&Ticket {
+                table_index: 0,
+                position,
+                ack: Ack::Delivered,
+            })
+        };
+        for end in [10, 20, 30] {
+            acks.sent(0, end);
+        }
+        acks.durable(0, 30);
+        acks.delivered(0, 10);
+        assert_eq!((outcome(10), outcome(20)), (Some(Ok(())), None));
+        acks.undeliverable(0, 20);
+        assert_eq!(outcome(20), Some(Err(Refusal::DeadLetter)));
+        assert_eq!(outcome(30), None);
+        acks.delivered(0, 30);
+        assert_eq!(outcome(30), Some(Ok(())));
+        assert_eq!(outcome(20), Some(Err(Refusal::DeadLetter)));
+        // What it is durable for stays so.
+        let durable = Ticket {
+            table_index: 0,
+            position: 20,
+            ack: Ack::Durable,
+        };
+        assert_eq!(acks.outcome(&durable), Some(Ok(())));
+    }
+}

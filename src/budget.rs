@@ -442,6 +442,24 @@ mod tests {
     }
 
     #[test]
+    fn kusto_holds_what_is_on_its_way_whatever_the_cores() {
+        let kusto = "[destination]\ntype = \"kusto\"\ningest_uri = \"https://ingest-c.westeurope.kusto.windows.net\"\n\
+                     identity = { azure_cli = {} }\n";
+        let parse = |text: &str| Config::parse(text, "t".as_ref(), "".as_ref()).unwrap();
+        let sum = |text: &str| Budget::new(&parse(&format!("{kusto}{text}"))).total_size();
+        let more = sum("[uplink]\nconcurrency = 6\n") - sum("");
+        assert_eq!(more, 2 * KUSTO_TRANSFER_SIZE as u64);
+        let directory = Budget::new(&Config::default()).total_size();
+        let client = 4 * KUSTO_TRANSFER_SIZE
+            + DELIVERY_RESTING_MAX * DELIVERY_STATE_SIZE
+            + KUSTO_CLIENT_SIZE;
+        assert_eq!(
+            sum("") + UPLINK_TRANSFER_SIZE as u64 - directory,
+            client as u64
+        );
+    }
+
+    #[test]
     fn the_smaller_limit_counts_and_is_named() {
         let mut config = Config::default();
         let budget = Budget::new(&config);

@@ -1,5 +1,8 @@
-//! Against Azurite: the signatures that the stand-in makes hold there, and its engine reads queue and blobs from it.
+//! Against Azurite: the signatures that the stand-in makes hold there, its engine reads queue and blobs from it, and weir
+//! delivers through it.
 
+#[path = "support/mod.rs"]
+mod node;
 #[path = "support/standin.rs"]
 mod support;
 
@@ -8,7 +11,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
-use support::{Bench, DATABASE, TABLE, blob_uri, gzip, row};
+use node::{Weir, free_address};
+use support::{Bench, DATABASE, TABLE, blob_uri, gzip, row, weir_config};
 use weir::standin::{ExternalStorage, StandinOptions};
 
 /// Azurite's account, and its published key.
@@ -125,4 +129,47 @@ fn blobs_and_messages_go_through_azurite() {
     assert_eq!(bench.failure_codes(), ["Download_Forbidden"]);
     assert_eq!(standin.rows(DATABASE, TABLE)[99], row(99).trim());
     assert_eq!(standin.violations(), Vec::<String>::new());
+}
+
+#[test]
+#[ignore = "needs Node packages: npm ci --prefix tests/azurite"]
+fn weir_delivers_through_azurite() {
+    let azurite = Azurite::start();
+    let bench = Bench::start(StandinOptions {
+        external: Some(azurite.storage()),
+        ..StandinOptions::default()
+    });
+    let standin = &bench.standin;
+    let directory = tempfile::tempdir().unwrap();
+    let admin = free_address();
+    let config = weir_config(standin, directory.path(), admin, "");
+    let weir = Weir::start_logging(directory, &config, admin, "info");
+    let mut client = weir.connect();
+    for number in 0..100 {
+        let reply = client.post("/x", format!("{{\"n\":{number}}}").as_bytes());
+        assert_eq!(reply.status, 201, "{reply:?}");
+    }
+    weir.wait_for_metric("weir_delivered_rows_total 100");
+    assert!(
+        standin.wait_for(support::PATIENCE, |standin| {
+            standin.row_count(DATABASE, TABLE) == 100
+        }),
+        "{:?}",
+        standin.failures()
+    );
+    // A weir that comes after a kill goes on where the first was.
+    let weir = Weir::start_logging(weir.kill(), &config, admin, "info");
+    assert_eq!(weir.connect().post("/x", b"{\"n\":100}").status, 201);
+    weir.wait_for_metric("weir_delivered_rows_total 1");
+    assert!(standin.wait_for(support::PATIENCE, |standin| {
+        standin.row_count(DATABASE, TABLE) == 101
+    }));
+    assert_eq!(weir.metric("weir_delivery_failures_total"), 0);
+    assert_eq!(standin.violations(), Vec::<String>::new());
+    let rows = standin.rows(DATABASE, TABLE);
+    assert!(
+        rows[0].ends_with("\"tag\":\"x\",\"log\":{\"n\":0}}"),
+        "{}",
+        rows[0]
+    );
 }

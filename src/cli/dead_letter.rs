@@ -235,7 +235,7 @@ impl Remote {
                         };
                         pause.map(|pause| pause.max(asked))
                     });
-                let delivered = runtime.block_on(async { delivered.await });
+                let delivered = runtime.block_on(delivered);
                 delivered.map_err(|error: UploadError| error.to_string())
             }
         }

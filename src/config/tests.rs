@@ -64,6 +64,12 @@ fn every_key_changes_what_it_names() {
         [slabs]
         registered = "require"
         classes = [{ size = 16384, count = 1 }]
+        [uplink]
+        concurrency = 64
+        [dead_letter]
+        directory = "/var/lib/weir/dead"
+        size = "3GiB"
+        age = "30days"
         [upload]
         buffer_count = 2
         buffer_size = "8MiB"
@@ -213,6 +219,12 @@ fn every_key_changes_what_it_names() {
         spool: Spool {
             directory: "/var/spool/weir".into(),
             size: 2 << 30,
+        },
+        uplink: Uplink { concurrency: 64 },
+        dead_letter: DeadLetter {
+            directory: "/var/lib/weir/dead".into(),
+            size: 3 << 30,
+            age: Some(Duration::from_secs(30 * 24 * 60 * 60)),
         },
         batch: Batch {
             max_age: Duration::from_millis(500),

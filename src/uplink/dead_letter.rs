@@ -328,3 +328,111 @@ impl DeadLetters {
         File::open(&self.directory)?.sync_all()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::SignedDuration;
+    use uuid::Uuid;
+
+    fn letter(sequence: u64, size: u64, buried_at: Timestamp) -> Reason {
+        let id = BatchId {
+            run: Uuid::from_u128(7),
+            sequence,
+            core: 0,
+        };
+        Reason {
+            blob: id.blob_name(),
+            database: "D".into(),
+            table: "T".into(),
+            mapping: Some("m".into()),
+            dedup: "ingest-by".into(),
+            rows: 3,
+            size,
+            raw_size: 9,
+            raw_crc: 1,
+            begun_at_ms: 5,
+            buried_at,
+            step: "put_blob".into(),
+            code: "InvalidHeaderValue".into(),
+            reason: "because".into(),
+        }
+    }
+
+    fn config(directory: &Path, size: u64, age: Option<Duration>) -> config::DeadLetter {
+        config::DeadLetter {
+            directory: directory.join("dead"),
+            size,
+            age,
+        }
+    }
+
+    fn names(letters: &DeadLetters) -> Vec<String> {
+        let list = letters.list().unwrap().into_iter();
+        list.map(|letter| letter.blob).collect()
+    }
+
+    #[test]
+    fn letters_are_kept_up_to_the_size_and_listed_as_they_were() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path(), 10, None);
+        let letters = DeadLetters::take(&config).unwrap();
+        let now = Timestamp::now();
+        let put = |letter: &Reason| letters.put(letter, |file| file.write_all(b"blob"));
+        let (first, second, third) = (letter(1, 4, now), letter(2, 6, now), letter(3, 1, now));
+        put(&first).unwrap();
+        put(&second).unwrap();
+        let full = put(&third).unwrap_err().to_string();
+        assert!(full.contains("dead_letter.size"), "{full}");
+        assert_eq!(letters.list().unwrap(), [first.clone(), second.clone()]);
+        assert_eq!(fs::read(letters.blob_path(&first)).unwrap(), b"blob");
+        assert_eq!((letters.held_size(), letters.held_count()), (10, 2));
+        assert_eq!(first.table().dedup, Dedup::IngestBy);
+        // Room again.
+        letters.remove(&second).unwrap();
+        put(&third).unwrap();
+        assert_eq!(names(&letters), [first.blob, third.blob]);
+        // One process at a time, and whoever only looks.
+        let taken = DeadLetters::take(&config).err().unwrap();
+        assert!(matches!(taken, Fatal::DeadLetterLocked { .. }), "{taken}");
+        assert_eq!(names(&DeadLetters::observe(&config)).len(), 2);
+    }
+
+    #[test]
+    fn what_was_written_by_halves_is_no_letter() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path(), 100, None);
+        let letters = DeadLetters::take(&config).unwrap();
+        let now = Timestamp::now();
+        let whole = letter(1, 4, now);
+        letters.put(&whole, |file| file.write_all(b"blob")).unwrap();
+        let failed = letters.put(&letter(2, 4, now), |_| Err(io::ErrorKind::Other.into()));
+        assert!(failed.is_err());
+        fs::write(letters.directory().join(letter(3, 4, now).blob), b"alone").unwrap();
+        fs::write(letters.directory().join("x.reason.json"), b"{}").unwrap();
+        assert_eq!(names(&letters), [whole.blob.clone()]);
+        drop(letters);
+        let letters = DeadLetters::take(&config).unwrap();
+        let files = fs::read_dir(letters.directory()).unwrap().count();
+        // The letter's two, the lock, and what is not weir's.
+        assert_eq!((names(&letters), files), (vec![whole.blob], 4));
+    }
+
+    #[test]
+    fn only_what_is_older_than_the_age_is_removed_and_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let hour = Duration::from_secs(3600);
+        let letters = DeadLetters::take(&config(directory.path(), 100, Some(hour))).unwrap();
+        let now = Timestamp::now();
+        for (sequence, minutes) in [(1, 61), (2, 59), (3, 0)] {
+            let buried_at = now - SignedDuration::from_mins(minutes);
+            let letter = letter(sequence, 4, buried_at);
+            letters
+                .put(&letter, |file| file.write_all(b"blob"))
+                .unwrap();
+        }
+        letters.expire(now).unwrap();
+        assert_eq!(names(&letters).len(), 2);
+        assert_eq!((letters.rows_expired(), letters.held_size()), (3, 8));
+    }
+}

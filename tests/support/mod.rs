@@ -51,19 +51,42 @@ impl Weir {
 
     /// Starts weir where another one was before.
     pub fn start_in(directory: tempfile::TempDir, config: &str, admin: SocketAddr) -> Weir {
-        let mut child = command(directory.path(), config).spawn().unwrap();
+        let child = command(directory.path(), config).spawn().unwrap();
+        Self::started(child, directory, admin)
+    }
+
+    /// Starts weir with its log in a file, for what says more than a pipe holds: see [`Weir::log`].
+    pub fn start_logging(
+        directory: tempfile::TempDir,
+        config: &str,
+        admin: SocketAddr,
+        level: &str,
+    ) -> Weir {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(directory.path().join("log"))
+            .unwrap();
+        let child = command(directory.path(), config)
+            .env("WEIR_LOG", level)
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self::started(child, directory, admin)
+    }
+
+    /// What the runs in this directory have logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
+    }
+
+    fn started(mut child: Child, directory: tempfile::TempDir, admin: SocketAddr) -> Weir {
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
         let Some(address) = line.trim().strip_prefix("listening on ") else {
-            let mut stderr = String::new();
-            child
-                .stderr
-                .take()
-                .unwrap()
-                .read_to_string(&mut stderr)
-                .unwrap();
-            panic!("weir did not start: {stderr}");
+            let said = said(&mut child, directory.path());
+            panic!("weir did not start: {said}");
         };
         Weir {
             address: address.parse().unwrap(),
@@ -109,14 +132,8 @@ impl Weir {
     fn signal_and_wait(&mut self) -> (Option<i32>, String) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        let mut stderr = String::new();
-        self.child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut stderr)
-            .unwrap();
-        (self.child.wait().unwrap().code(), stderr)
+        let said = said(&mut self.child, self.directory.path());
+        (self.child.wait().unwrap().code(), said)
     }
 
     /// One value of the metrics page.
@@ -144,7 +161,8 @@ impl Weir {
                 + value("weir_recovered_rows_total"),
             value("weir_rows_in_memory")
                 + value("weir_rows_in_spool")
-                + value("weir_delivered_rows_total"),
+                + value("weir_delivered_rows_total")
+                + value("weir_dead_letter_rows_total"),
             "{page}"
         );
     }
@@ -184,6 +202,21 @@ impl Weir {
         );
         outcomes
     }
+}
+
+/// Waits until a weir has closed its log; all of it.
+fn said(child: &mut Child, directory: &Path) -> String {
+    let mut said = String::new();
+    match child.stderr.take() {
+        Some(mut stderr) => {
+            stderr.read_to_string(&mut said).unwrap();
+        }
+        None => {
+            child.wait().unwrap();
+            said = std::fs::read_to_string(directory.join("log")).unwrap();
+        }
+    }
+    said
 }
 
 impl Drop for Weir {

@@ -76,6 +76,27 @@ pub fn row(number: u64) -> String {
     )
 }
 
+/// The configuration of a weir in `directory` that delivers to `standin`; the client's secret is put there.
+pub fn weir_config(
+    standin: &Standin,
+    directory: &std::path::Path,
+    admin: std::net::SocketAddr,
+    more: &str,
+) -> String {
+    let options = standin.options();
+    std::fs::write(directory.join("secret"), &options.client_secret).unwrap();
+    format!(
+        "[[listener]]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"{admin}\"\n\
+         [destination]\ntype = \"kusto\"\ningest_uri = \"{}\"\n\
+         [destination.identity.client_secret]\ntenant = \"{}\"\nclient_id = \"{}\"\nsecret = {{ file = \"secret\" }}\n\
+         [spool]\ndirectory = \"spool\"\nsize = \"64MiB\"\n[dead_letter]\ndirectory = \"dead-letter\"\n\
+         [batch]\nmax_age = \"100ms\"\n{more}",
+        standin.ingest_uri(),
+        options.tenant,
+        options.client_id,
+    )
+}
+
 impl Bench {
     pub fn start(options: StandinOptions) -> Bench {
         let runtime = tokio::runtime::Builder::new_multi_thread()
