@@ -191,8 +191,7 @@ pub struct Uplink<D> {
     /// Of all cores: a batch from the backlog is reported to the one it came from.
     pub handovers: Arc<Vec<Arc<Handover>>>,
     pub spool: Option<Arc<Spool<D>>>,
-    /// Where segments are read.
-    /// Absent while one is read.
+    /// Where segments are read; absent while one is.
     pub window: Option<Region>,
     pub sink: Arc<Sink>,
     pub metrics: Arc<UplinkMetrics>,
