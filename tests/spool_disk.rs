@@ -176,7 +176,7 @@ fn a_disk_that_fills_up_under_a_running_weir_does_not_matter() {
         sent.push(record);
     }
     assert_eq!(weir.metric("weir_commit_failures_total"), 0);
-    let mut delivered = records(&weir.stop().rows("Telemetry", "Events"));
+    let mut delivered = records(&weir.stop_delivered().rows("Telemetry", "Events"));
     delivered.sort();
     sent.sort();
     assert_eq!(delivered, sent);
