@@ -25,10 +25,27 @@ use crate::wait::WaitQueue;
 /// How long a listener rests after it failed to accept (no file descriptor left, usually).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a start waits for an address that is in use. A weir that was killed is gone before the kernel has ended its
+/// ring, and with it the listeners that were accepting.
+const BIND_PATIENCE: Duration = Duration::from_secs(2);
+const BIND_PAUSE: Duration = Duration::from_millis(50);
+
 /// Binds `core_count` sockets to one address; the kernel spreads connections over them (`SO_REUSEPORT`).
 ///
 /// Port 0 picks a free port, the same for all of them.
 pub fn bind(address: SocketAddr, core_count: usize) -> Result<Vec<TcpListener>, Fatal> {
+    let deadline = Instant::now() + BIND_PATIENCE;
+    loop {
+        match try_bind(address, core_count) {
+            Err(Fatal::PortTaken { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(BIND_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn try_bind(address: SocketAddr, core_count: usize) -> Result<Vec<TcpListener>, Fatal> {
     let fault = |source| Fatal::binding(address, source);
     // SO_REUSEPORT would let a second weir share the port in silence, so the port is first claimed without it.
     let claim = socket(address).map_err(fault)?;

@@ -6,7 +6,6 @@
 //! Invariant: a node that started accepts on every listener; one that could not start has said why, and left nothing
 //! running.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -29,7 +28,7 @@ use crate::memory::Region;
 use crate::metrics::{CoreMetrics, Snapshot};
 use crate::reactor::{Phase, Reactor, Ready, Remainder};
 use crate::spool::disk::Disk;
-use crate::spool::recover::PendingBatch;
+use crate::spool::recover::{PendingSegment, pending_batches};
 use crate::spool::{self, Opened, Segments, Spool, SpoolMetrics};
 use crate::uplink::dead_letter::DeadLetters;
 use crate::uplink::kusto::Kusto;
@@ -144,7 +143,7 @@ impl Node {
                 } = Spool::open(disk, &config, run)?;
                 (Some(spool), pending, tables)
             }
-            None => (None, VecDeque::new(), config.tables.clone()),
+            None => (None, Vec::new(), config.tables.clone()),
         };
         let segments = spool.as_ref().map(|spool| spool.segments().clone());
         let metrics = Arc::new(NodeMetrics {
@@ -177,7 +176,16 @@ impl Node {
             spool: spool.clone(),
             metrics: metrics.uplink.clone(),
         });
-        let sink = Sink::open(&config, &tables, &settlement, &phase_seen, runtime.handle())?;
+        // A node that has something to deliver starts, also where the destination is away.
+        let may_be_away = !pending.is_empty();
+        let sink = Sink::open(
+            &config,
+            &tables,
+            may_be_away,
+            &settlement,
+            &phase_seen,
+            runtime.handle(),
+        )?;
         if let Sink::Kusto(courier) = &sink {
             let view = KustoView {
                 kusto: courier.kusto.clone(),
@@ -334,37 +342,37 @@ impl Node {
 /// Brings what an earlier run left into the backlog, one batch at a time, while the node accepts already.
 async fn recover<D: Disk>(
     spool: Arc<Spool<D>>,
-    pending: VecDeque<PendingBatch>,
+    mut pending: Vec<PendingSegment>,
     tables: Vec<Table>,
 ) {
-    let batch_count = pending.len();
-    if batch_count == 0 {
+    if pending.is_empty() {
         return;
     }
     tracing::info!(
-        batches = batch_count,
+        segments = pending.len(),
         "an earlier run left batches in the spool"
     );
     let recovering = tokio::task::spawn_blocking(move || {
         let mut window = Region::map(FRAME_BUFFER_SIZE)?;
-        let mut row_count = 0;
-        for batch in pending {
-            match spool.recover(&batch, &tables, &mut window) {
+        let (mut row_count, mut batch_count) = (0, 0);
+        for segments in pending_batches(&mut pending) {
+            match spool.recover(segments, &tables, &mut window) {
                 Ok(Some(batch)) => {
                     row_count += batch.totals.row_count;
+                    batch_count += 1;
                     spool.segments().defer(batch);
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    let segment = batch.segments[0].0.slot.file_name();
+                    let segment = segments[0].found.slot.file_name();
                     tracing::error!(%error, segment, "a segment cannot be read now; it stays for the next start");
                 }
             }
         }
-        Ok::<u64, std::io::Error>(row_count)
+        Ok::<_, std::io::Error>((row_count, batch_count))
     });
     match recovering.await.expect("recovering does not panic") {
-        Ok(row_count) => tracing::info!(
+        Ok((row_count, batch_count)) => tracing::info!(
             batches = batch_count,
             rows = row_count,
             "the spool is recovered, and is being delivered"

@@ -36,7 +36,7 @@ use crate::limits::segment_size;
 use crate::upload_buffer::Batch;
 use disk::{Disk, Found, SegmentFile, Slot};
 use reader::{SegmentReader, Tail};
-use recover::{PendingBatch, State, pending_batches, state_of};
+use recover::{PendingSegment, State, state_of};
 use segment::{SegmentHeader, delivery_mark};
 
 /// Segments kept open for the cores, per core: one for a table that begins a batch, one for the next.
@@ -172,8 +172,8 @@ pub struct Spool<D> {
 /// A spool, and what an earlier run left in it.
 pub struct Opened<D> {
     pub spool: Arc<Spool<D>>,
-    /// Oldest first; to be given to [`Spool::recover`] one by one.
-    pub pending: VecDeque<PendingBatch>,
+    /// To be given to [`Spool::recover`], batch by batch.
+    pub pending: Vec<PendingSegment>,
     /// The configured tables, and behind them those that only the spool knows.
     pub tables: Vec<Table>,
 }
@@ -190,6 +190,7 @@ impl<D: Disk> Spool<D> {
         let size = segment_size(config.upload.buffer_size) as u64;
         let mut free = VecDeque::new();
         let mut pending = Vec::new();
+        let mut tables = config.tables.clone();
         let mut left = config.spool.size;
         let mut slot_next = 0;
         let metrics = SpoolMetrics::default();
@@ -209,7 +210,14 @@ impl<D: Disk> Spool<D> {
                     continue;
                 }
                 State::Free => free.push_back(found.slot),
-                State::Pending(header) => pending.push((found, header)),
+                State::Pending(header) => {
+                    add_table(&mut tables, &header);
+                    pending.push(PendingSegment {
+                        batch: header.batch,
+                        segment_id: header.segment_id,
+                        found,
+                    });
+                }
                 State::Damaged => {
                     tracing::error!(
                         segment = found.slot.quarantine_name(),
@@ -254,10 +262,9 @@ impl<D: Disk> Spool<D> {
             );
         }
         spool.refill();
-        let tables = tables_with(&config.tables, &pending);
         Ok(Opened {
             spool: Arc::new(spool),
-            pending: pending_batches(pending).into(),
+            pending,
             tables,
         })
     }
@@ -377,27 +384,31 @@ impl<D: Disk> Spool<D> {
         Ok(())
     }
 
-    /// Reads what an earlier run left of a batch; `None` where no row of it is whole.
+    /// Reads what an earlier run left of a batch, in all its segments; `None` where no row of it is whole.
     pub fn recover(
         &self,
-        pending: &PendingBatch,
+        segments: &[PendingSegment],
         tables: &[Table],
         window: &mut [u8],
     ) -> std::io::Result<Option<Batch>> {
-        let mut best: Option<(Found, &SegmentHeader<'_>, reader::Contents)> = None;
+        let mut best: Option<(Found, SegmentHeader<'_>, reader::Contents)> = None;
         let mut rest = Vec::new();
-        for (found, header) in &pending.segments {
-            let reader = SegmentReader::new(&self.disk, *found, header.segment_id, window);
-            let contents = reader.contents(header)?;
-            self.count_tail(*found, &contents);
+        for pending in segments {
+            let found = pending.found;
+            let State::Pending(header) = state_of(&self.disk, found)? else {
+                return Err(std::io::ErrorKind::InvalidData.into());
+            };
+            let reader = SegmentReader::new(&self.disk, found, header.segment_id, window);
+            let contents = reader.contents(&header)?;
+            self.count_tail(found, &contents);
             let better = best
                 .as_ref()
                 .is_none_or(|(_, _, best)| best.totals.row_count < contents.totals.row_count);
             let worse = if better {
-                best.replace((*found, header, contents))
+                best.replace((found, header, contents))
                     .map(|(found, ..)| found)
             } else {
-                Some(*found)
+                Some(found)
             };
             rest.extend(worse);
         }
@@ -479,24 +490,20 @@ fn id_first(run: Uuid) -> u64 {
     run.as_u64_pair().1
 }
 
-/// The configured tables, and those of `pending` that are not among them.
-fn tables_with(configured: &[Table], pending: &[(Found, SegmentHeader<'_>)]) -> Vec<Table> {
-    let mut tables = configured.to_vec();
-    for (_, header) in pending {
-        if tables.iter().any(|table| header.is_of(table)) {
-            continue;
-        }
-        let ingestion = header.ingestion.as_ref();
-        tables.push(Table {
-            database: header.database.to_string(),
-            table: header.table.to_string(),
-            mapping: ingestion.and_then(|ingestion| ingestion.mapping.as_deref().map(Into::into)),
-            dedup: ingestion.map_or(Dedup::Off, |ingestion| ingestion.dedup),
-            spooled: true,
-            delivered: false,
-        });
+/// Adds the table of `header` where it is not among `tables`.
+fn add_table(tables: &mut Vec<Table>, header: &SegmentHeader<'_>) {
+    if tables.iter().any(|table| header.is_of(table)) {
+        return;
     }
-    tables
+    let ingestion = header.ingestion.as_ref();
+    tables.push(Table {
+        database: header.database.to_string(),
+        table: header.table.to_string(),
+        mapping: ingestion.and_then(|ingestion| ingestion.mapping.as_deref().map(Into::into)),
+        dedup: ingestion.map_or(Dedup::Off, |ingestion| ingestion.dedup),
+        spooled: true,
+        delivered: false,
+    });
 }
 
 /// Takes the spool's directory, where the configuration has a table that is spooled.

@@ -208,18 +208,19 @@ impl<D> Clone for Sink<D> {
 }
 
 impl<D: Disk> Sink<D> {
-    /// Makes the destination ready. A directory fails where it can already be seen that nothing could be written; Kusto
-    /// is asked on `runtime`, and may be away.
+    /// Makes the destination ready. A directory fails where it can already be seen that nothing could be written, or, if it
+    /// `may_be_away`, says so; Kusto is asked on `runtime`, and may always be away.
     pub fn open(
         config: &Config,
         tables: &[Table],
+        may_be_away: bool,
         settlement: &Arc<Settlement<D>>,
         phase: &watch::Receiver<Phase>,
         runtime: &Handle,
     ) -> Result<Sink<D>, Fatal> {
         Ok(match &config.destination {
             Destination::Directory { path } => {
-                Sink::Directory(Arc::new(Directory::open(path, tables)?))
+                Sink::Directory(Arc::new(Directory::open(path, tables, may_be_away)?))
             }
             Destination::Null => Sink::Null,
             Destination::Kusto(kusto) => {
@@ -255,8 +256,7 @@ async fn expire(dead_letters: Arc<DeadLetters>) {
 pub struct Uplink<D> {
     pub core_index: usize,
     pub settlement: Arc<Settlement<D>>,
-    /// Where segments are read for the directory.
-    /// Absent while one is read.
+    /// Where segments are read for the directory; absent while one is.
     pub window: Option<Region>,
     pub sink: Sink<D>,
     pub phase: watch::Receiver<Phase>,

@@ -423,3 +423,45 @@ fn a_damaged_segment_is_put_aside_counted_and_never_used_again() {
     );
     assert_eq!(records(&stopped.rows("Telemetry", "Events")), ["{\"i\":0}"]);
 }
+
+#[test]
+fn a_start_with_something_to_deliver_does_not_need_the_destination() {
+    let admin = free_address();
+    let config = base_config(admin);
+    let weir = Weir::start_with(&config, admin);
+    weir.block_delivery("Events", true);
+    assert_eq!(weir.connect().post("/x", b"{\"a\":1}").status, 201);
+    // It is still in the way, and is put right only later, without the directory even.
+    let weir = Weir::start_in(weir.kill(), &config, admin);
+    assert_eq!(weir.connect().post("/x", b"{\"a\":2}").status, 201);
+    std::fs::remove_file(weir.directory.path().join("out/Telemetry/Events")).unwrap();
+    weir.wait_for_metric("weir_delivered_rows_total 2");
+    let delivered = records(&weir.stop().rows("Telemetry", "Events"));
+    assert_eq!(sorted(delivered), ["{\"a\":1}", "{\"a\":2}"]);
+}
+
+#[test]
+fn a_start_waits_for_the_writes_of_the_process_before_it() {
+    use std::io::{BufRead, BufReader};
+    let admin = free_address();
+    let config = base_config(admin);
+    let weir = Weir::start_with(&config, admin);
+    let directory = weir.kill();
+    // What a write on its way holds in the kernel, after its process has ended.
+    let segment = std::fs::File::open(directory.path().join("spool/segment-00000003")).unwrap();
+    rustix::fs::flock(&segment, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut child = support::command(directory.path(), &config).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let waits = log.find(|line| {
+        line.as_ref()
+            .is_ok_and(|line| line.contains("waiting for a write of the last run"))
+    });
+    assert!(waits.is_some(), "it did not wait");
+    drop(segment);
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    assert!(line.starts_with("listening on "), "{line}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

@@ -28,6 +28,7 @@ use weir::limits::FRAME_BUFFER_SIZE;
 use weir::memory::Region;
 use weir::metrics::CoreMetrics;
 use weir::spool::Spool;
+use weir::spool::recover::pending_batches;
 use weir::uplink::Handover;
 use weir::upload_buffer::{Batch, UploadBuffers};
 
@@ -108,10 +109,10 @@ impl Model {
         if self.disk.crashed() {
             return None;
         }
-        let opened = opened.expect("a disk that works");
+        let mut opened = opened.expect("a disk that works");
         let spool = opened.spool;
-        for pending in &opened.pending {
-            let recovered = spool.recover(pending, &opened.tables, &mut self.window);
+        for segments in pending_batches(&mut opened.pending) {
+            let recovered = spool.recover(segments, &opened.tables, &mut self.window);
             if self.disk.crashed() {
                 return None;
             }

@@ -168,7 +168,9 @@ enum Remote {
 impl Remote {
     fn open(config: &Config, tables: &[Table]) -> Result<Remote, Fatal> {
         Ok(match &config.destination {
-            Destination::Directory { path } => Remote::Directory(Directory::open(path, tables)?),
+            Destination::Directory { path } => {
+                Remote::Directory(Directory::open(path, tables, false)?)
+            }
             Destination::Null => Remote::Null,
             Destination::Kusto(kusto) => {
                 let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -4,7 +4,8 @@
 //! After it: the kernel. This trait is the seam where tests put a disk that fails, stalls or forgets.
 //! Thread: [`Disk::append`] on a reactor, through its ring; everything else blocks, off the reactors.
 //! Allocates: names and handles; `append` nothing.
-//! Invariant: what returned without an error is on stable storage, directory entries included.
+//! Invariant: what returned without an error is on stable storage, directory entries included; and a segment is open for
+//! appending in one place at a time.
 //! Not here: what is in the bytes.
 
 use std::fs::{File, OpenOptions};
@@ -52,7 +53,7 @@ impl Slot {
 }
 
 /// A file that [`Disk::list`] found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Found {
     pub slot: Slot,
     pub size: u64,
@@ -138,6 +139,7 @@ impl Directory {
             direct: direct_io_works(path),
         };
         directory.sync_entries()?;
+        directory.await_writes()?;
         Ok(directory)
     }
 
@@ -148,6 +150,23 @@ impl Directory {
             _lock: None,
             direct: false,
         }
+    }
+
+    /// Waits until no write of an earlier process is on its way any more. One that was killed is gone before its ring is,
+    /// and a write that lands late would damage what this process has written by then. The ring's operations hold the
+    /// lock that [`Disk::open`] takes.
+    fn await_writes(&self) -> io::Result<()> {
+        for found in self.list()?.into_iter().filter(|found| !found.quarantined) {
+            let file = File::open(self.segment(found.slot))?;
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+                tracing::info!(
+                    segment = found.slot.file_name(),
+                    "waiting for a write of the last run to end"
+                );
+                flock(&file, FlockOperation::LockExclusive)?;
+            }
+        }
+        Ok(())
     }
 
     fn segment(&self, slot: Slot) -> PathBuf {
@@ -226,6 +245,7 @@ impl Disk for Directory {
             .write(true)
             .custom_flags(flags)
             .open(self.segment(slot))?;
+        flock(&handle, FlockOperation::NonBlockingLockExclusive)?;
         Ok(SegmentFile {
             slot,
             handle: Some(handle),

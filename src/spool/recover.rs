@@ -3,12 +3,11 @@
 //! Before it: [`super::disk`] lists the files.
 //! After it: [`crate::spool`] knows which are free and which hold a batch to deliver.
 //! Thread: the main thread at start; it reads a page of each file, so that a start does not take longer for what is
-//! in them. Allocates: an entry per file.
+//! in them. Allocates: an entry per file that holds a batch.
 //! Invariant: a file is only called free where its batch was delivered, or where nothing in it can have been
 //! acknowledged.
 //! Not here: the frames, which are checked when a batch's turn to be delivered comes ([`super::reader`]).
 
-use std::collections::HashMap;
 use std::io;
 
 use super::disk::{Disk, Found};
@@ -74,29 +73,18 @@ fn first_frame_id<D: Disk>(disk: &D, found: Found) -> io::Result<Option<u64>> {
     Ok(reader.next_frame()?.map(|_| header.segment_id))
 }
 
-/// A batch, with every segment that holds it: more than one where a failed write made it move.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PendingBatch {
-    pub segments: Vec<(Found, SegmentHeader<'static>)>,
+/// A segment that holds a batch, or a part of one that has moved. Its names are read again when its turn comes: there can
+/// be as many as the spool has segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PendingSegment {
+    // First, so that the oldest batches come first and the segments of one stand together: UUIDv7 sorts by time.
+    pub batch: BatchId,
+    pub segment_id: u64,
+    pub found: Found,
 }
 
-/// Brings together what belongs to one batch; oldest batches first.
-pub fn pending_batches(pending: Vec<(Found, SegmentHeader<'static>)>) -> Vec<PendingBatch> {
-    let mut by_batch: HashMap<BatchId, Vec<(Found, SegmentHeader<'static>)>> = HashMap::new();
-    for (found, header) in pending {
-        by_batch
-            .entry(header.batch)
-            .or_default()
-            .push((found, header));
-    }
-    let mut batches: Vec<(BatchId, PendingBatch)> = by_batch
-        .into_iter()
-        .map(|(id, mut segments)| {
-            segments.sort_by_key(|(_, header)| std::cmp::Reverse(header.segment_id));
-            (id, PendingBatch { segments })
-        })
-        .collect();
-    // UUIDv7 sorts by time.
-    batches.sort_by_key(|(id, _)| (id.run, id.sequence, id.core));
-    batches.into_iter().map(|(_, batch)| batch).collect()
+/// The segments of each batch, oldest batches first.
+pub fn pending_batches(pending: &mut [PendingSegment]) -> impl Iterator<Item = &[PendingSegment]> {
+    pending.sort_unstable();
+    pending.chunk_by(|a, b| a.batch == b.batch)
 }

@@ -21,14 +21,15 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Makes the tables' directories and proves that files can be made in them.
-    pub fn open(root: &Path, tables: &[Table]) -> Result<Self, Fatal> {
+    /// Makes the tables' directories and proves that files can be made in them; where that fails it is only said if the
+    /// destination `may_be_away`.
+    pub fn open(root: &Path, tables: &[Table], may_be_away: bool) -> Result<Self, Fatal> {
         let mut paths = Vec::with_capacity(tables.len());
         for table in tables {
             let path = root.join(&table.database).join(&table.table);
             // One name for every start, so that one that was killed here leaves nothing for ever.
             let probe = path.join(".weir.probe");
-            fs::create_dir_all(&path)
+            let ready = fs::create_dir_all(&path)
                 .and_then(|()| File::create(&probe))
                 .and_then(|_| match fs::remove_file(&probe) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -37,7 +38,11 @@ impl Directory {
                 .map_err(|source| Fatal::DirectoryNotWritable {
                     path: path.clone(),
                     source,
-                })?;
+                });
+            match ready {
+                Err(fatal) if may_be_away => tracing::error!("{fatal}; batches stay in the spool"),
+                ready => ready?,
+            }
             paths.push(path);
         }
         Ok(Directory { tables: paths })
@@ -50,6 +55,8 @@ impl Directory {
         write: impl FnOnce(&mut File) -> io::Result<()>,
     ) -> io::Result<()> {
         let directory = &self.tables[batch.table_index];
+        // It may have been away at start.
+        fs::create_dir_all(directory)?;
         let name = batch.id.blob_name();
         let partial = directory.join(format!(".{name}.partial"));
         let mut file = OpenOptions::new()
