@@ -413,7 +413,7 @@ mod tests {
         assert!(failed.is_err());
         fs::write(letters.directory().join(letter(3, 4, now).blob), b"alone").unwrap();
         fs::write(letters.directory().join("x.reason.json"), b"{}").unwrap();
-        assert_eq!(names(&letters), [whole.blob.clone()]);
+        assert_eq!(names(&letters), std::slice::from_ref(&whole.blob));
         drop(letters);
         let letters = DeadLetters::take(&config).unwrap();
         let files = fs::read_dir(letters.directory()).unwrap().count();
