@@ -10,6 +10,7 @@ mod demo;
 mod plan;
 mod run;
 mod spool;
+mod standin;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -73,6 +74,21 @@ enum Command {
     /// Look at what Kusto will never take, deliver it again, or drop it.
     #[command(subcommand)]
     DeadLetter(DeadLetterCommand),
+
+    /// Play the remote end of Kusto's queued ingestion, on loopback: for measurements.
+    #[command(hide = true)]
+    Standin(StandinArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct StandinArgs {
+    /// Where it listens; port 0 lets the kernel choose.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+
+    /// Where it says how it is reached.
+    #[arg(long, value_name = "DIRECTORY", default_value = ".")]
+    pub directory: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -207,6 +223,7 @@ impl Cli {
             Command::Plan(args) => plan::run(&args),
             Command::Spool(command) => spool::run(&command),
             Command::DeadLetter(command) => dead_letter::run(&command),
+            Command::Standin(args) => standin::run(&args),
         }
     }
 }

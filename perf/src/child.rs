@@ -40,6 +40,16 @@ impl Weir {
     /// Starts `weir run` in `directory` with the `weir.toml` there and `more` arguments.
     /// Its log is added to the file `log` there. Returns as soon as the process exists.
     pub fn spawn(weir: &Path, directory: &Path, more: &[&str]) -> Result<Weir> {
+        let run: &[&str] = &["run", "--config", "weir.toml"];
+        Self::spawn_with(weir, directory, &[run, more].concat())
+    }
+
+    /// Starts `weir standin` in `directory`, which then says in `destination.toml` how a node reaches it.
+    pub fn spawn_standin(weir: &Path, directory: &Path) -> Result<Weir> {
+        Self::spawn_with(weir, directory, &["standin"])
+    }
+
+    fn spawn_with(weir: &Path, directory: &Path, arguments: &[&str]) -> Result<Weir> {
         let log = directory.join("log");
         let stderr = OpenOptions::new()
             .create(true)
@@ -47,8 +57,7 @@ impl Weir {
             .open(&log)
             .context("opening the log")?;
         let mut child = Command::new(weir)
-            .args(["run", "--config", "weir.toml"])
-            .args(more)
+            .args(arguments)
             .current_dir(directory)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -174,24 +183,29 @@ pub fn free_address() -> Result<SocketAddr> {
 
 /// The metrics page of the admin server at `admin`, as text.
 pub fn metrics(admin: SocketAddr) -> Result<String> {
+    page(admin, "/metrics")
+}
+
+/// A page of an HTTP server that answers with 200.
+pub fn page(admin: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&admin, ADMIN_TIMEOUT)
         .context("connecting to the admin address")?;
     stream.set_read_timeout(Some(ADMIN_TIMEOUT))?;
     stream.set_write_timeout(Some(ADMIN_TIMEOUT))?;
     stream.write_all(
-        format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n").as_bytes(),
+        format!("GET {path} HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n").as_bytes(),
     )?;
     let mut answer = String::new();
     stream
         .take(METRICS_SIZE_MAX)
         .read_to_string(&mut answer)
-        .context("reading /metrics")?;
+        .with_context(|| format!("reading {path}"))?;
     let (head, body) = answer
         .split_once("\r\n\r\n")
-        .context("an answer without a head from /metrics")?;
+        .with_context(|| format!("an answer without a head from {path}"))?;
     ensure!(
         head.starts_with("HTTP/1.1 200"),
-        "/metrics answered {}",
+        "{path} answered {}",
         head.lines().next().unwrap_or("nothing")
     );
     Ok(body.to_owned())

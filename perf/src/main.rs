@@ -22,6 +22,7 @@ mod machine;
 mod ceiling;
 mod idle;
 mod kill_report;
+mod kusto;
 mod lone;
 mod soak;
 mod throughput;
@@ -55,6 +56,8 @@ enum Command {
     Lone(lone::Arguments),
     /// Kills weir again and again, and looks whether anything acknowledged was lost
     Kill(kill_report::Arguments),
+    /// Whether delivery to a stand-in for Kusto keeps up, and what it costs the senders
+    Kusto(kusto::Arguments),
     /// What the client alone can do here, against a stand-in that answers at once
     Ceiling(ceiling::Arguments),
 }
@@ -69,7 +72,7 @@ struct ServerArguments {
     level: u8,
     /// Where batches go
     #[arg(long, value_enum, default_value = "null")]
-    destination: server::Destination,
+    destination: server::PlainDestination,
     /// Size of a durable server's spool
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     spool_size: String,
@@ -96,6 +99,7 @@ fn measure(arguments: CommandLine) -> Result<()> {
         Some(Command::Idle(arguments)) => idle::run(&arguments),
         Some(Command::Lone(arguments)) => lone::run(&arguments),
         Some(Command::Kill(arguments)) => kill_report::run(&arguments),
+        Some(Command::Kusto(arguments)) => kusto::run(&arguments),
         Some(Command::Ceiling(arguments)) => ceiling::run(&arguments),
     }
 }

@@ -40,11 +40,19 @@ impl Ack {
 
 /// Where the server's batches go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Destination {
+pub enum PlainDestination {
     /// Discarded after compression
     Null,
     /// Written below the server's temporary directory, which must have the space
     Directory,
+}
+
+/// What the server is told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    Plain(PlainDestination),
+    /// The `[destination]` of a stand-in for Kusto.
+    Kusto(String),
 }
 
 /// What a case may change about the server.
@@ -69,7 +77,7 @@ impl ServerOptions {
         ServerOptions {
             level: arguments.level,
             ack,
-            destination: arguments.destination,
+            destination: Destination::Plain(arguments.destination),
             spool_size: arguments.spool_size.clone(),
             spool_parent: arguments.spool_directory.clone(),
             floor_receive: false,
@@ -179,9 +187,12 @@ pub fn binary_path(named: Option<&Path>) -> Result<PathBuf> {
 }
 
 fn config_text(admin: SocketAddr, spool: &Path, options: &ServerOptions) -> String {
-    let destination = match options.destination {
-        Destination::Null => "type = \"null\"",
-        Destination::Directory => "type = \"directory\"\npath = \"out\"",
+    let destination = match &options.destination {
+        Destination::Plain(PlainDestination::Null) => "[destination]\ntype = \"null\"",
+        Destination::Plain(PlainDestination::Directory) => {
+            "[destination]\ntype = \"directory\"\npath = \"out\""
+        }
+        Destination::Kusto(text) => text,
     };
     let ack = options.ack.name();
     let mut text = format!(
@@ -193,7 +204,6 @@ address = "127.0.0.1:0"
 [admin]
 address = "{admin}"
 
-[destination]
 {destination}
 
 [spool]
@@ -272,7 +282,7 @@ mod tests {
         ServerOptions {
             level: 2,
             ack,
-            destination: Destination::Null,
+            destination: Destination::Plain(PlainDestination::Null),
             spool_size: "256MiB".to_owned(),
             spool_parent: None,
             floor_receive: false,
@@ -299,7 +309,7 @@ mod tests {
         assert!(!text.contains("[limits]"));
         let other = ServerOptions {
             connections_max: Some(10_100),
-            destination: Destination::Directory,
+            destination: Destination::Plain(PlainDestination::Directory),
             ..options(Ack::Durable)
         };
         let text = config_text(admin, spool, &other);
