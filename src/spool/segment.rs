@@ -103,7 +103,8 @@ impl BatchId {
 
     /// The batch whose blob has this name, if it is one of weir's.
     pub fn of_blob_name(name: &str) -> Option<BatchId> {
-        let (run, rest) = name.strip_suffix(".json.gz")?.split_once("-c")?;
+        // The last one: a group of the UUID can begin with a c.
+        let (run, rest) = name.strip_suffix(".json.gz")?.rsplit_once("-c")?;
         let (core, sequence) = rest.split_once('-')?;
         let id = BatchId {
             run: run.parse().ok()?,
@@ -464,6 +465,21 @@ mod tests {
         assert!(SegmentHeader::decode(&bytes).is_ok(), "beside the header");
         bytes[0] ^= 1;
         assert!(!is_delivered(&bytes, header().segment_id));
+    }
+
+    #[test]
+    fn a_blobs_name_reads_back_also_where_a_group_of_its_run_begins_with_a_c() {
+        for run in [
+            0x01a2_0db8_da07_736c_94f1_c432_fc86_f11e_u128,
+            0x01a2_0db8_c000_7cff_94f1_0432_fc86_f11e,
+        ] {
+            let id = BatchId {
+                run: Uuid::from_u128(run),
+                ..header().batch
+            };
+            assert_eq!(BatchId::of_blob_name(&id.blob_name()), Some(id));
+        }
+        assert_eq!(BatchId::of_blob_name("x-c0-00000000.json.gz"), None);
     }
 
     #[test]
