@@ -103,7 +103,8 @@ impl BatchId {
 
     /// The batch whose blob has this name, if it is one of weir's.
     pub fn of_blob_name(name: &str) -> Option<BatchId> {
-        let (run, rest) = name.strip_suffix(".json.gz")?.split_once("-c")?;
+        // From the end: a UUID may have a `-c` of its own.
+        let (run, rest) = name.strip_suffix(".json.gz")?.rsplit_once("-c")?;
         let (core, sequence) = rest.split_once('-')?;
         let id = BatchId {
             run: run.parse().ok()?,
@@ -480,6 +481,34 @@ mod tests {
             "01920000-0000-7000-8000-000000000001-c3-00000012.json.gz"
         );
         assert!(name(9) < name(10));
+    }
+
+    #[test]
+    fn a_blobs_name_reads_back_whatever_is_in_the_run() {
+        let runs = [
+            0x0192_0000_0000_7000_8000_0000_0000_0001,
+            0x01a2_0dc0_55c0_75a4_891c_ca79_be91_4a40,
+            0xcccc_cccc_cccc_7ccc_cccc_cccc_cccc_cccc,
+        ];
+        for run in runs {
+            let id = BatchId {
+                run: Uuid::from_u128(run),
+                sequence: 123_456_789,
+                core: 12,
+            };
+            assert_eq!(BatchId::of_blob_name(&id.blob_name()), Some(id));
+        }
+        let good = header().batch.blob_name();
+        for name in [
+            good.replace("c3", "c03"),
+            good.replace(".json.gz", ".json"),
+            good.replace("-c3", "/c3"),
+            format!("../{good}"),
+            good.to_uppercase(),
+            String::new(),
+        ] {
+            assert_eq!(BatchId::of_blob_name(&name), None, "{name}");
+        }
     }
 
     #[test]
