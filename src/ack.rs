@@ -20,7 +20,7 @@ use crate::error::Refusal;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket {
     pub table_index: usize,
-    /// The table's rows up to and including the request's last.
+    /// The table's rows up to and including the request's last; 0 where it has none, so that there is nothing to wait for.
     pub position: u64,
     pub ack: Ack,
 }
@@ -124,7 +124,10 @@ impl Acks {
         }
         let tables = self.tables.borrow();
         let progress = &tables[ticket.table_index];
-        if ticket.ack == Ack::Delivered && progress.undeliverable >= ticket.position {
+        if ticket.ack == Ack::Delivered
+            && ticket.position > 0
+            && progress.undeliverable >= ticket.position
+        {
             return Some(Err(Refusal::DeadLetter));
         }
         let kept = match ticket.ack {
@@ -239,6 +242,7 @@ mod tests {
         acks.delivered(0, 30);
         assert_eq!(outcome(30), Some(Ok(())));
         assert_eq!(outcome(20), Some(Err(Refusal::DeadLetter)));
+        assert_eq!(outcome(0), Some(Ok(())), "a request without rows");
         // What it is durable for stays so.
         let durable = Ticket {
             table_index: 0,

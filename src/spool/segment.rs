@@ -499,6 +499,34 @@ mod tests {
     }
 
     #[test]
+    fn a_blobs_name_reads_back_whatever_is_in_the_run() {
+        let runs = [
+            0x0192_0000_0000_7000_8000_0000_0000_0001,
+            0x01a2_0dc0_55c0_75a4_891c_ca79_be91_4a40,
+            0xcccc_cccc_cccc_7ccc_cccc_cccc_cccc_cccc,
+        ];
+        for run in runs {
+            let id = BatchId {
+                run: Uuid::from_u128(run),
+                sequence: 123_456_789,
+                core: 12,
+            };
+            assert_eq!(BatchId::of_blob_name(&id.blob_name()), Some(id));
+        }
+        let good = header().batch.blob_name();
+        for name in [
+            good.replace("c3", "c03"),
+            good.replace(".json.gz", ".json"),
+            good.replace("-c3", "/c3"),
+            format!("../{good}"),
+            good.to_uppercase(),
+            String::new(),
+        ] {
+            assert_eq!(BatchId::of_blob_name(&name), None, "{name}");
+        }
+    }
+
+    #[test]
     fn what_fits_can_be_staged_in_as_many_frames_as_it_takes() {
         let segment_size = segment_size(4 * FRAME_PAYLOAD_SIZE_MAX) as u64;
         let member = vec![7; 4 * FRAME_PAYLOAD_SIZE_MAX];
