@@ -118,10 +118,6 @@ impl Acks {
     }
 
     fn outcome(&self, ticket: &Ticket) -> Option<Result<(), Refusal>> {
-        if ticket.position == 0 {
-            // A request without rows, in front of the table's first: there is nothing to wait for.
-            return Some(Ok(()));
-        }
         let tables = self.tables.borrow();
         let progress = &tables[ticket.table_index];
         if ticket.ack == Ack::Delivered

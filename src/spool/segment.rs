@@ -468,21 +468,6 @@ mod tests {
     }
 
     #[test]
-    fn a_blobs_name_reads_back_also_where_a_group_of_its_run_begins_with_a_c() {
-        for run in [
-            0x01a2_0db8_da07_736c_94f1_c432_fc86_f11e_u128,
-            0x01a2_0db8_c000_7cff_94f1_0432_fc86_f11e,
-        ] {
-            let id = BatchId {
-                run: Uuid::from_u128(run),
-                ..header().batch
-            };
-            assert_eq!(BatchId::of_blob_name(&id.blob_name()), Some(id));
-        }
-        assert_eq!(BatchId::of_blob_name("x-c0-00000000.json.gz"), None);
-    }
-
-    #[test]
     fn the_names_of_blobs_sort_as_they_came() {
         let name = |sequence| {
             BatchId {
