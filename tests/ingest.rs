@@ -33,7 +33,7 @@ fn every_form_of_json_becomes_one_row_per_record() {
     }
     assert_eq!(weir.outcomes(), [8, 0, 0, 0]);
     assert_eq!(weir.metric("weir_records_total"), 16);
-    let stopped = weir.stop();
+    let stopped = weir.stop_delivered();
     assert_eq!(
         records(&stopped.rows("Telemetry", "Events")),
         [
@@ -64,7 +64,7 @@ fn the_envelope_has_the_time_of_receipt_and_the_paths_tag() {
     weir.connect().post("/github/push?x=1", b"{\"a\":1}");
     weir.connect().post("/", b"{\"a\":2}");
     let after = jiff::Timestamp::now();
-    let rows = weir.stop().rows("Telemetry", "Events");
+    let rows = weir.stop_delivered().rows("Telemetry", "Events");
     let tags: Vec<String> = rows.iter().map(|row| unwrap_row(row).0).collect();
     assert_eq!(tags, ["github_push", "http.0"]);
     for row in rows {
@@ -87,7 +87,7 @@ fn routes_pick_the_table_and_the_envelope_and_nothing_of_the_request_does() {
     assert_eq!((nowhere.status, nowhere.closes()), (404, false));
     let scalar = client.post("/plain/x", b"[1]");
     assert_eq!(scalar.json()["code"], "record_not_object");
-    let stopped = weir.stop();
+    let stopped = weir.stop_delivered();
     assert_eq!(stopped.rows("D", "Plain"), ["{\"a\":1}"]);
     assert_eq!(records(&stopped.rows("D", "Exact")), ["{\"a\":2}"]);
 }
@@ -121,7 +121,7 @@ fn what_is_not_json_is_refused_whole_with_its_place() {
     assert_eq!(client.post("/x", b"{\"good\":1}").status, 201);
     assert_eq!(weir.outcomes(), [1, 5, 0, 0]);
     assert_eq!(
-        records(&weir.stop().rows("Telemetry", "Events")),
+        records(&weir.stop_delivered().rows("Telemetry", "Events")),
         ["{\"good\":1}"]
     );
 }
@@ -205,7 +205,7 @@ fn a_stream_of_requests_reads_the_same_however_it_is_cut() {
     streams += served.get();
     assert_eq!(weir.outcomes(), [6 * streams, 2 * streams, 0, 0]);
     let mut counts = BTreeMap::new();
-    for record in records(&weir.stop().rows("Telemetry", "Events")) {
+    for record in records(&weir.stop_delivered().rows("Telemetry", "Events")) {
         *counts.entry(record).or_insert(0) += 1;
     }
     let mut expected_counts = BTreeMap::new();
@@ -314,7 +314,7 @@ fn a_stream_that_ends_within_a_request_is_aborted_and_stores_nothing() {
     let client = weir.connect();
     client.stream.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(weir.outcomes(), [0, 0, 0, 3]);
-    let stopped = weir.stop();
+    let stopped = weir.stop_delivered();
     assert!(stopped.rows("Telemetry", "Events").is_empty());
 }
 
@@ -384,7 +384,7 @@ fn a_full_upload_buffer_makes_a_blob_and_rows_cross_from_one_to_the_next_whole()
         let reply = client.post("/x", body.as_bytes());
         assert_eq!(reply.json()["accepted"], 400, "{reply:?}");
     }
-    let stopped = weir.stop();
+    let stopped = weir.stop_delivered();
     let directory = stopped.directory.path().join("out/Telemetry/Events");
     assert!(support::blobs(&directory).len() > 1);
     assert_eq!(records(&stopped.rows("Telemetry", "Events")), sent);
@@ -442,7 +442,7 @@ fn without_a_free_upload_buffer_requests_are_refused_and_later_taken_again() {
             break;
         }
     }
-    let stopped = weir.stop();
+    let stopped = weir.stop_delivered();
     assert_eq!(records(&stopped.rows("Telemetry", "Events")), accepted);
 }
 
@@ -600,7 +600,7 @@ fn the_large_event_comes_back_as_it_was_sent() {
         client.send(&chunked_request("/x", event.as_bytes(), 10_000));
         assert_eq!(client.reply().status, 201);
     }
-    let records = records(&weir.stop().rows("Telemetry", "Events"));
+    let records = records(&weir.stop_delivered().rows("Telemetry", "Events"));
     assert_eq!(records.len(), 2 * events.len());
     for (index, record) in records.iter().enumerate() {
         assert_eq!(compact(record), compact(&events[index / 2]));

@@ -40,6 +40,11 @@ fn a_segment_is_filled_by_small_commits_while_rows_keep_coming() {
         weir.metric("weir_batches_sealed_total") > 0,
         "no segment was filled"
     );
+    // What a drain leaves in the spool is delivered after the next start.
+    let stopped = weir.stop();
+    let weir = Weir::start_in(stopped.directory, &config, admin);
+    let count = weir.metric("weir_spool_segments");
+    weir.wait_for_metric(&format!("weir_spool_segments_free {count}"));
     let mut stored = records(&weir.stop().rows("Telemetry", "Events"));
     stored.sort();
     stored.dedup();

@@ -81,6 +81,23 @@ impl Weir {
         self.child.id()
     }
 
+    /// Waits until everything is delivered, then [`Weir::stop`]: what a core took the memory back of stays in the spool
+    /// where the end comes first.
+    pub fn stop_delivered(self) -> Stopped {
+        let deadline = Instant::now() + PATIENCE;
+        let waits = |page: String| {
+            page.lines().any(|line| {
+                let row = line.starts_with("weir_rows_in_spool ")
+                    || line.starts_with("weir_rows_in_memory ");
+                row && !line.ends_with(" 0")
+            })
+        };
+        while waits(self.metrics()) {
+            assert!(Instant::now() < deadline, "it is never delivered");
+        }
+        self.stop()
+    }
+
     /// Sends SIGTERM and waits for a clean end; what weir left behind.
     pub fn stop(mut self) -> Stopped {
         let (code, stderr) = self.signal_and_wait();
