@@ -40,12 +40,6 @@ use directory::Directory;
 use kusto::Kusto;
 use settlement::Settlement;
 
-/// What a core is told by the uplink.
-enum Return {
-    Buffer(Box<UploadBuffer>),
-    Delivered(Delivered),
-}
-
 /// A batch of this core is at its end.
 pub struct Delivered {
     pub table_index: usize,
@@ -68,7 +62,7 @@ pub enum Fate {
 pub struct Handover {
     sealed: ArrayQueue<Batch>,
     sealed_notify: Notify,
-    returned: ArrayQueue<Return>,
+    returned: ArrayQueue<Returned>,
     returned_notify: Notify,
     /// Where a batch goes whose memory is taken back.
     segments: Option<Arc<Segments>>,
@@ -78,7 +72,7 @@ pub struct Handover {
 pub enum Returned {
     Buffer(Box<UploadBuffer>),
     Delivered(Delivered),
-    /// Nothing, but something that the core waits for may have changed.
+    /// Nothing came back, but something that the core waits for may have changed. It is never in the queue.
     Nudge,
 }
 
@@ -130,15 +124,15 @@ impl Handover {
 
     /// Uplink: gives a buffer back.
     pub fn give_back(&self, buffer: Box<UploadBuffer>) {
-        self.send_back(Return::Buffer(buffer));
+        self.send_back(Returned::Buffer(buffer));
     }
 
     /// Uplink: a batch of this core is delivered.
     pub fn delivered(&self, delivered: Delivered) {
-        self.send_back(Return::Delivered(delivered));
+        self.send_back(Returned::Delivered(delivered));
     }
 
-    fn send_back(&self, returned: Return) {
+    fn send_back(&self, returned: Returned) {
         let given = self.returned.push(returned);
         assert!(given.is_ok(), "more to give back than there is");
         self.returned_notify.notify_one();
@@ -151,16 +145,11 @@ impl Handover {
 
     /// Reactor: completes with the next thing that comes back.
     pub async fn returned(&self) -> Returned {
-        let take = || match self.returned.pop() {
-            Some(Return::Buffer(buffer)) => Some(Returned::Buffer(buffer)),
-            Some(Return::Delivered(delivered)) => Some(Returned::Delivered(delivered)),
-            None => None,
-        };
-        if let Some(returned) = take() {
+        if let Some(returned) = self.returned.pop() {
             return returned;
         }
         self.returned_notify.notified().await;
-        take().unwrap_or(Returned::Nudge)
+        self.returned.pop().unwrap_or(Returned::Nudge)
     }
 }
 
