@@ -89,6 +89,10 @@ pub struct StandinArgs {
     /// Where it says how it is reached.
     #[arg(long, value_name = "DIRECTORY", default_value = ".")]
     pub directory: PathBuf,
+
+    /// Take blobs and messages, but ingest nothing before a SIGUSR1: ingesting costs the machine more than delivering.
+    #[arg(long)]
+    pub hold: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -45,8 +45,15 @@ impl Weir {
     }
 
     /// Starts `weir standin` in `directory`, which then says in `destination.toml` how a node reaches it.
+    /// It ingests nothing before [`Weir::ingest`].
     pub fn spawn_standin(weir: &Path, directory: &Path) -> Result<Weir> {
-        Self::spawn_with(weir, directory, &["standin"])
+        Self::spawn_with(weir, directory, &["standin", "--hold"])
+    }
+
+    /// Lets a stand-in ingest what was delivered to it.
+    pub fn ingest(&self) -> Result<()> {
+        rustix::process::pidfd_send_signal(&self.exit, Signal::USR1)
+            .context("signalling the stand-in")
     }
 
     fn spawn_with(weir: &Path, directory: &Path, arguments: &[&str]) -> Result<Weir> {

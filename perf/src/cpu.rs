@@ -39,9 +39,14 @@ impl CpuPlan {
 
 /// Pins the calling thread, and what it starts from now on.
 pub fn pin(cpu: usize) -> Result<()> {
+    allow(&[cpu])
+}
+
+/// Lets the calling thread, and what it starts from now on, use these CPUs only.
+pub fn allow(cpus: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).with_context(|| format!("pinning to CPU {cpu}"))
+    cpus.iter().for_each(|cpu| set.set(*cpu));
+    sched_setaffinity(None, &set).with_context(|| format!("pinning to CPU {cpus:?}"))
 }
 
 /// CPU time of the calling thread so far.

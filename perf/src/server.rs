@@ -69,6 +69,8 @@ pub struct ServerOptions {
     pub floor_receive: bool,
     /// `limits.connections`, where the default is too small.
     pub connections_max: Option<usize>,
+    /// Let all but its reactor use the client's CPU too, as on a machine with more CPUs than reactors.
+    pub uplink_apart: bool,
 }
 
 impl ServerOptions {
@@ -82,6 +84,7 @@ impl ServerOptions {
             spool_parent: arguments.spool_directory.clone(),
             floor_receive: false,
             connections_max: None,
+            uplink_apart: false,
         }
     }
 }
@@ -123,7 +126,11 @@ impl Server {
             &[]
         };
         // The child inherits this thread's affinity.
-        cpu::pin(cpus.server)?;
+        if options.uplink_apart {
+            cpu::allow(&[cpus.server, cpus.client])?;
+        } else {
+            cpu::pin(cpus.server)?;
+        }
         let spawned = Weir::spawn(weir, directory.path(), more);
         cpu::pin(cpus.client)?;
         let mut weir = spawned?;
@@ -287,6 +294,8 @@ mod tests {
             spool_parent: None,
             floor_receive: false,
             connections_max: None,
+            uplink_apart: false,
+            uplink_apart: false,
         }
     }
 
