@@ -9,9 +9,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::stream::poll_fn;
 use jiff::Timestamp;
 use reqwest::Body;
 
@@ -22,8 +24,8 @@ use super::storage::{self, Put};
 use crate::config::Table;
 use crate::error::{Remedy, UploadError, UploadStep};
 use crate::limits::{
-    BLOB_NAME_ENTITY_SIZE_MAX, BLOB_RAW_SIZE_MAX, FILE_NAME_SIZE_MAX, SAS_LIFETIME_LEFT_MIN,
-    STORAGE_ATTEMPT_COUNT,
+    BLOB_NAME_ENTITY_SIZE_MAX, BLOB_PIECE_SIZE, BLOB_RAW_SIZE_MAX, FILE_NAME_SIZE_MAX,
+    SAS_LIFETIME_LEFT_MIN, STORAGE_ATTEMPT_COUNT,
 };
 use crate::secret::SasUrl;
 
@@ -53,9 +55,25 @@ pub trait BlobSource: Send + Sync {
 }
 
 /// In memory; a clone shares it.
+///
+/// In pieces, and each is written before the next is given: one write of the whole would keep a CPU in the kernel for
+/// milliseconds, where a reactor may be waiting for it.
 impl BlobSource for Bytes {
     fn body(&self) -> std::io::Result<Body> {
-        Ok(self.clone().into())
+        let mut left = self.clone();
+        let mut is_written = true;
+        Ok(Body::wrap_stream(poll_fn(move |context| {
+            if left.is_empty() {
+                return Poll::Ready(None);
+            }
+            if !std::mem::replace(&mut is_written, true) {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            is_written = false;
+            let piece = left.split_to(left.len().min(BLOB_PIECE_SIZE));
+            Poll::Ready(Some(Ok::<_, std::io::Error>(piece)))
+        })))
     }
 }
 
