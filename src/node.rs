@@ -13,8 +13,8 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustix::thread::sched_getaffinity;
+use rustix::process::{Resource, Rlimit, getrlimit, nice, setrlimit};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::sync::watch;
 
 use crate::accept;
@@ -35,6 +35,10 @@ use crate::uplink::dead_letter::DeadLetters;
 use crate::uplink::kusto::Kusto;
 use crate::uplink::settlement::Settlement;
 use crate::uplink::{self, Handover, Sink, Uplink, UplinkMetrics};
+
+/// How far the uplink's threads go behind the reactors' (`nice(2)`): where both want the same CPU they get a thirtieth of
+/// it, and delivering all that a core can compress takes a fiftieth.
+const UPLINK_NICE: i32 = 15;
 
 /// A running node.
 pub struct Node {
@@ -123,12 +127,15 @@ impl Node {
             }
         }
 
+        let cpus = cpus_allowed();
+        let spare_cpus = cpus.get(core_count..).unwrap_or_default().to_vec();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             // A delivery per core or per blob on its way to Kusto, one that opens segments, and one that recovers them;
             // and a segment may still be read for an attempt that has just failed.
             .max_blocking_threads(core_count.max(2 * config.uplink.concurrency) + 2)
             .thread_name("weir-uplink")
+            .on_thread_start(move || make_way(&spare_cpus))
             .enable_all()
             .build()
             .map_err(|source| Fatal::Io {
@@ -163,7 +170,6 @@ impl Node {
         let admin = Admin::bind(config.admin.address)?;
         let admin_address = admin.address();
 
-        let cpus = cpus_allowed();
         let (ready_sender, ready_receiver) = mpsc::channel();
         let (end_sender, ended) = mpsc::channel();
         let mut reactors = Vec::with_capacity(core_count);
@@ -398,6 +404,21 @@ fn report_ready(core: usize, ready: Ready) {
     }
 }
 
+/// Keeps the calling thread, one of the uplink's, out of the reactors' way: on the CPUs that have none, or where there is
+/// no such CPU, behind them. Whoever sends waits for an answer, and nobody waits for a delivery.
+fn make_way(spare_cpus: &[usize]) {
+    let outcome = if spare_cpus.is_empty() {
+        nice(UPLINK_NICE).map(|_| ())
+    } else {
+        let mut cpus = CpuSet::new();
+        spare_cpus.iter().for_each(|cpu| cpus.set(*cpu));
+        sched_setaffinity(None, &cpus)
+    };
+    if let Err(error) = outcome {
+        tracing::warn!(%error, "a thread of the uplink could not be kept out of the reactors' way");
+    }
+}
+
 /// Takes all the file descriptors it may have: the usual soft limit of 1,024 is there for programs that call `select`.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
@@ -413,7 +434,7 @@ fn raise_descriptor_limit() {
 /// The CPUs this process may use, in ascending order.
 fn cpus_allowed() -> Vec<usize> {
     match sched_getaffinity(None) {
-        Ok(allowed) => (0..rustix::thread::CpuSet::MAX_CPU)
+        Ok(allowed) => (0..CpuSet::MAX_CPU)
             .filter(|cpu| allowed.is_set(*cpu))
             .collect(),
         Err(_) => Vec::new(),
