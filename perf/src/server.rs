@@ -295,7 +295,6 @@ mod tests {
             floor_receive: false,
             connections_max: None,
             uplink_apart: false,
-            uplink_apart: false,
         }
     }
 
