@@ -29,6 +29,7 @@ pub mod memory;
 pub mod deadline;
 pub mod accept;
 pub mod slab;
+pub mod tls;
 pub mod connection;
 pub mod http;
 pub mod route;

@@ -113,6 +113,21 @@ pub const UNREAD_SIZE_MAX: usize = 64 * KIB;
 /// places in the tables of deadlines and of addresses, which are there from the start.
 pub const CONNECTION_STATE_SIZE: usize = 3 * KIB + 512;
 
+// --- TLS --------------------------------------------------------------------------------------
+
+/// The plaintext of one record (RFC 8446 §5.1).
+pub const TLS_PLAINTEXT_SIZE_MAX: usize = 1 << 14;
+
+/// What encryption adds to it at most, padding included (RFC 8446 §5.2); AEADs of TLS 1.2 add 24.
+pub const TLS_EXPANSION_SIZE_MAX: usize = 256;
+
+/// Type, version and length.
+pub const TLS_HEADER_SIZE: usize = 5;
+
+/// One record as it is sent.
+pub const TLS_RECORD_SIZE_MAX: usize =
+    TLS_HEADER_SIZE + TLS_PLAINTEXT_SIZE_MAX + TLS_EXPANSION_SIZE_MAX;
+
 // --- slabs ------------------------------------------------------------------------------------
 
 /// Slabs per core, over all classes.
