@@ -16,6 +16,10 @@
 //! rustls decrypts in place, but lends the plaintext from a buffer of its own and all of the input with it, so the
 //! plaintext is copied twice on its way to the front (docs/DECISIONS.md).
 
+pub mod certificate;
+mod files;
+mod listeners;
+
 use std::sync::Arc;
 
 use rustls::ServerConfig;
@@ -24,6 +28,9 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic,
 };
+
+pub use files::TlsFault;
+pub use listeners::{Tls, TlsListener, faults};
 
 use crate::limits::{TLS_HEADER_SIZE, TLS_RECORD_SIZE_MAX};
 
@@ -202,6 +209,15 @@ impl Session {
         &mut self.outgoing
     }
 
+    pub fn has_outgoing(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Whether the peer has said that nothing follows.
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
     /// Whether both sides have proved what they have to.
     pub fn handshaken(&self) -> bool {
         !self.connection.is_handshaking()
@@ -295,3 +311,6 @@ fn append<E: RequiredSize>(
     outgoing.truncate(begin + written);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each test binary uses its own part of this.
 
 pub mod sim_disk;
+pub mod tls;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -300,6 +301,15 @@ impl Stopped {
     /// All rows of a table, blob by blob in the order of their names.
     pub fn rows(&self, database: &str, table: &str) -> Vec<String> {
         rows(&self.directory.path().join("out").join(database).join(table))
+    }
+
+    /// The rows of the default table, which may never have had one.
+    pub fn rows_or_none(&self) -> Vec<String> {
+        let table = self.directory.path().join("out/Telemetry/Events");
+        match table.exists() {
+            true => rows(&table),
+            false => Vec::new(),
+        }
     }
 }
 
