@@ -3,15 +3,16 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Instant;
 
 use rustls::{ClientConfig, ClientConnection, HandshakeKind};
-use support::tls::{Authority, Pair, Tunnel, connection};
+use support::tls::{Authority, Pair, Tunnel, believing, connection};
 use support::{
-    Client, PATIENCE, Weir, base_config, chunked_request, command, free_address, records, request,
+    Client, PATIENCE, Weir, base_config, chunked_request, command, free_address, request,
     run_to_its_end,
 };
 
@@ -58,6 +59,8 @@ fn assert_slabs_free(weir: &Weir) {
 struct Sealed {
     stream: TcpStream,
     connection: ClientConnection,
+    /// Of answers that are not read.
+    received: String,
 }
 
 impl Sealed {
@@ -73,7 +76,11 @@ impl Sealed {
         while connection.is_handshaking() {
             connection.complete_io(&mut stream)?;
         }
-        Ok(Sealed { stream, connection })
+        Ok(Sealed {
+            stream,
+            connection,
+            received: String::new(),
+        })
     }
 
     /// The records of `plaintext`.
@@ -91,15 +98,24 @@ impl Sealed {
         ciphertext
     }
 
-    /// The next status, or why there is none. Answers are small, so each is in one record.
+    /// The status of the next answer, or why there is none.
     fn status(&mut self) -> Result<u16, std::io::Error> {
-        let mut plaintext = [0; 1024];
-        let mut reader = rustls::Stream::new(&mut self.connection, &mut self.stream);
-        let size = reader.read(&mut plaintext)?;
-        let text = std::str::from_utf8(&plaintext[..size]).unwrap();
-        match text.split(' ').nth(1) {
-            Some(status) => Ok(status.parse().unwrap()),
-            None => Err(std::io::ErrorKind::ConnectionAborted.into()),
+        loop {
+            if let Some((head, rest)) = self.received.split_once("\r\n\r\n") {
+                let (_, length) = head.split_once("Content-Length: ").unwrap();
+                let length: usize = length.lines().next().unwrap().parse().unwrap();
+                if rest.len() >= length {
+                    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+                    self.received = rest[length..].to_owned();
+                    return Ok(status);
+                }
+            }
+            let mut plaintext = [0; 1024];
+            let mut reader = rustls::Stream::new(&mut self.connection, &mut self.stream);
+            match reader.read(&mut plaintext)? {
+                0 => return Err(std::io::ErrorKind::ConnectionAborted.into()),
+                size => self.received += std::str::from_utf8(&plaintext[..size]).unwrap(),
+            }
         }
     }
 
@@ -163,7 +179,6 @@ fn requests_of_every_kind_are_taken_whatever_the_size_of_a_record() {
     );
 }
 
-/// Answers that are gathered for one write share a record, so they are counted by the tunnel's client.
 #[test]
 fn ciphertext_may_come_byte_by_byte_and_requests_before_their_answers() {
     let (weir, authority) = start(TLS, "");
@@ -177,6 +192,7 @@ fn ciphertext_may_come_byte_by_byte_and_requests_before_their_answers() {
         }
         assert_eq!(client.status().unwrap(), 201);
     }
+    drop(client);
     let mut client = tunnel(&weir, authority.config(None));
     let wire: Vec<u8> = (0..50)
         .flat_map(|index| request("/a", format!("{{\"n\":{index}}}").as_bytes()))
@@ -216,11 +232,11 @@ fn the_largest_request_leaves_room_for_a_record() {
     let (weir, authority) = start(TLS, slabs);
     let mut client = tunnel(&weir, authority.config(None));
     let sized = |size: usize| {
-        let frame = request("/a", b"{}").len() + "00000".len() - 1;
+        let frame = request("/a", b"{}").len() - "2{}".len() + "245000".len();
         let mut body = vec![b' '; size - frame];
         body[..7].copy_from_slice(b"{\"a\":1}");
         let wire = request("/a", &body);
-        assert_eq!(wire.len(), size + 0);
+        assert_eq!(wire.len(), size);
         wire
     };
     let most = 256 * 1024 - weir::limits::TLS_RECORD_SIZE_MAX;
@@ -430,7 +446,11 @@ fn a_proxy_says_in_clear_whose_connection_it_is() {
         while connection.is_handshaking() {
             connection.complete_io(&mut stream).unwrap();
         }
-        let mut client = Sealed { stream, connection };
+        let mut client = Sealed {
+            stream,
+            connection,
+            received: String::new(),
+        };
         let ciphertext = client.seal(&request("/a", b"{\"a\":1}"));
         client.stream.write_all(&ciphertext).unwrap();
         assert_eq!(client.status().unwrap(), status);
@@ -598,7 +618,7 @@ fn files_that_do_not_work_are_named_by_start_and_check() {
         let (code, stderr) = run_to_its_end(path, &text);
         assert_eq!(code, Some(2), "{stderr}");
         assert!(stderr.contains(expected), "{expected}: {stderr}");
-        let mut check = command(path, &text);
+        let check = command(path, &text);
         let check = std::process::Command::new(check.get_program())
             .args(["check", "--config"])
             .arg(path.join("weir.toml"))
@@ -619,4 +639,44 @@ fn files_that_do_not_work_are_named_by_start_and_check() {
     authority.server(1).write(path);
     std::fs::write(&key, "nothing").unwrap();
     refused("tls.key has no private key in PEM");
+}
+
+#[test]
+fn the_demo_prints_how_to_reach_it_over_tls() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut demo = std::process::Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["demo", "--tls", "--out", "out"])
+        .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+        .current_dir(directory.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(demo.stdout.take().unwrap());
+    let command = loop {
+        let mut line = String::new();
+        assert!(stdout.read_line(&mut line).unwrap() > 0, "it ended");
+        if line.contains("curl ") {
+            break line;
+        }
+    };
+    let words: Vec<&str> = command.split_whitespace().collect();
+    assert_eq!(words[..2], ["curl", "--cacert"], "{command}");
+    let certificate = directory.path().join(words[2]);
+    let (_, rest) = command.split_once("https://").unwrap();
+    let address = rest.split('/').next().unwrap();
+    // What curl does, as far as this is about the certificate.
+    let config = believing(&std::fs::read_to_string(&certificate).unwrap());
+    let mut client = Sealed::connect(address.parse().unwrap(), &Arc::new(config)).unwrap();
+    let ciphertext = client.seal(&request("/demo", b"{\"a\":1}"));
+    client.stream.write_all(&ciphertext).unwrap();
+    assert_eq!(client.status().unwrap(), 201);
+    drop(client);
+    let pid = rustix::process::Pid::from_child(&demo);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    assert!(demo.wait().unwrap().success(), "{rest}");
+    assert!(rest.contains("1 records in 1 blobs"), "{rest}");
+    assert!(!certificate.exists(), "it is thrown away");
 }

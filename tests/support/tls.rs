@@ -97,23 +97,19 @@ impl Authority {
     }
 
     pub fn roots(&self) -> Arc<RootCertStore> {
-        let mut roots = RootCertStore::empty();
-        roots
-            .add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap())
-            .unwrap();
-        Arc::new(roots)
+        roots(&self.pem)
     }
 
     /// What a client believes, and shows where it is asked.
     pub fn config(&self, shown: Option<&Pair>) -> ClientConfig {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(self.roots());
         match shown {
-            None => builder.with_no_client_auth(),
+            None => believing(&self.pem),
             Some(pair) => {
+                let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+                let builder = ClientConfig::builder_with_provider(provider)
+                    .with_safe_default_protocol_versions()
+                    .unwrap()
+                    .with_root_certificates(self.roots());
                 let chain = CertificateDer::from_pem_slice(pair.certificate.as_bytes()).unwrap();
                 let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
                 builder.with_client_auth_cert(vec![chain], key).unwrap()
@@ -130,6 +126,23 @@ impl Pair {
         std::fs::write(&key, &self.key).unwrap();
         std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
     }
+}
+
+fn roots(pem: &str) -> Arc<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap())
+        .unwrap();
+    Arc::new(roots)
+}
+
+/// A client that believes this certificate.
+pub fn believing(pem: &str) -> ClientConfig {
+    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots(pem))
+        .with_no_client_auth()
 }
 
 pub fn connection(config: &Arc<ClientConfig>) -> ClientConnection {
