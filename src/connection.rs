@@ -38,6 +38,7 @@ use crate::http::reply::{Persistence, Replies};
 use crate::limits::{
     HEAD_SIZE_MAX, LINGER_SIZE_MAX, LINGER_TIME, REPLY_BUFFER_SIZE, REPLY_SIZE_MAX, UNREAD_SIZE_MAX,
 };
+use crate::live::Live;
 use crate::reactor::Core;
 use crate::slab::Slab;
 
@@ -204,7 +205,7 @@ impl Connection {
         // Only now: a drain that began meanwhile makes this the last answer.
         let is_last = self.core.draining()
             || self.place.expired()
-            || self.request_count >= self.core.config.limits.requests_per_connection;
+            || self.request_count >= self.core.live().config.limits.requests_per_connection;
         let persistence = match (head.keep_alive && !is_last, head.keep_alive_confirm) {
             (false, _) => Persistence::Close,
             (true, false) => Persistence::KeepAlive,
@@ -287,7 +288,9 @@ impl Connection {
         head: &Head,
     ) -> Result<(Encoded, Ticket), (Unserved, Option<usize>)> {
         let core = self.core.clone();
-        let (route, admitted) = match admit(&core, &self.place, inbox, head) {
+        // To its end the request goes by what it began with, whatever a reload does meanwhile.
+        let live = core.live();
+        let (route, admitted) = match admit(&core, &live, &self.place, inbox, head) {
             Ok(admitted) => admitted,
             Err(reject) => {
                 // Decided from the head alone; a small body that is sure to come is dropped to stay in sync.
@@ -339,7 +342,7 @@ impl Connection {
         }
         let request = &mut inbox.slab.bytes()[begin..body_end];
         let (head_bytes, body) = request.split_at_mut(head.size);
-        if let Err(reject) = core.admission.admit_body(&admitted, head_bytes, body) {
+        if let Err(reject) = live.admission.admit_body(&admitted, head_bytes, body) {
             return Err((reject.into(), Some(0)));
         }
         let request = Request {
@@ -499,14 +502,14 @@ impl Connection {
                 persistence,
             } = unsettled;
             let core = &self.core;
-            let deadline =
-                (ticket.ack == Ack::Delivered).then(|| Instant::now() + core.config.limits.ack);
+            let deadline = (ticket.ack == Ack::Delivered)
+                .then(|| Instant::now() + core.live().config.limits.ack);
             let kept = core.upload_buffers.acks().settled(ticket, deadline).await;
             let date = core.clock.date();
             match kept {
                 Ok(()) => {
                     core.count_accepted(record_count, row_bytes);
-                    let status = core.config.response.status.code();
+                    let status = core.live().config.response.status.code();
                     self.replies
                         .accepted(status, ticket.ack, record_count, &date, persistence);
                 }
@@ -600,7 +603,8 @@ impl Connection {
 
 /// Decides from the head alone whether the body is wanted; its route.
 fn admit<'a>(
-    core: &'a Core,
+    core: &Core,
+    live: &'a Live,
     place: &Place,
     inbox: &mut Inbox,
     head: &Head,
@@ -614,8 +618,8 @@ fn admit<'a>(
         }
     }
     let head_bytes = &inbox.pending_bytes()[..head.size];
-    let found = core.routes.find(&head_bytes[head.path.clone()]);
-    let admitted = core.admission.admit(&admission::Request {
+    let found = live.routes.find(&head_bytes[head.path.clone()]);
+    let admitted = live.admission.admit(&admission::Request {
         listener_index: place.listener_index,
         route_index: found.map(|(index, _)| index),
         peer: place.peer,
