@@ -35,7 +35,7 @@ use crate::spool::recover::{PendingSegment, pending_batches};
 use crate::spool::{self, Opened, Segments, Spool, SpoolMetrics};
 use crate::uplink::dead_letter::DeadLetters;
 use crate::uplink::kusto::Kusto;
-use crate::uplink::settlement::Settlement;
+use crate::uplink::settlement::{Settlement, Underway};
 use crate::uplink::{self, Handover, Sink, Uplink, UplinkMetrics};
 
 /// A running node.
@@ -47,6 +47,7 @@ pub struct Node {
     ended: mpsc::Receiver<()>,
     phase: watch::Sender<Phase>,
     reloader: Arc<Reloader>,
+    underway: Arc<Underway>,
     runtime: tokio::runtime::Runtime,
     metrics: Arc<NodeMetrics>,
 }
@@ -218,6 +219,7 @@ impl Node {
             handovers: handovers.clone(),
             spool: spool.clone(),
             metrics: metrics.uplink.clone(),
+            underway: Arc::default(),
         });
         // A node that has something to deliver starts, also where the destination is away.
         let may_be_away = !pending.is_empty();
@@ -319,6 +321,7 @@ impl Node {
             ended,
             phase,
             reloader,
+            underway: settlement.underway.clone(),
             runtime,
             metrics,
         })
@@ -359,7 +362,8 @@ impl Node {
 
     /// Takes no more connections, finishes the requests in flight, delivers what they left, and ends.
     ///
-    /// `limits.drain` bounds each of the three: waiting for requests, for those that were cut, and for delivery.
+    /// `limits.drain` bounds each of the three: waiting for requests, for those that were cut, and for delivery, which
+    /// is of everything, also of what only the spool has, but for a destination that fails.
     /// What could not be delivered is in the spool, or reported as an error.
     pub fn drain(self) -> Result<(), Fatal> {
         let _ = self.phase.send(Phase::Draining);
@@ -381,6 +385,11 @@ impl Node {
             }
         }
         if let Some(SpoolView { segments, .. }) = &self.metrics.spool {
+            let until = deadline.min(Instant::now() + drain);
+            self.runtime.block_on(async {
+                let ended = self.underway.all_ended(segments);
+                let _ = tokio::time::timeout_at(until.into(), ended).await;
+            });
             let rows = self.metrics.left().rows_in_spool;
             if rows > 0 {
                 tracing::info!(
