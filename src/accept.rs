@@ -96,7 +96,7 @@ pub struct Connections {
     pub deadlines: Deadlines,
     /// How many connections each network has; one without any is not there.
     networks: RefCell<HashMap<IpAddr, usize>>,
-    per_network_max: usize,
+    per_network_max: Cell<usize>,
 }
 
 struct Open {
@@ -128,8 +128,15 @@ impl Connections {
             ended: WaitQueue::new(1),
             deadlines: Deadlines::new(&config.deadlines, connections_max),
             networks: RefCell::new(HashMap::with_capacity(connections_max)),
-            per_network_max: config.limits.connections_per_address,
+            per_network_max: Cell::new(config.limits.connections_per_address),
         }
+    }
+
+    /// Goes by another configuration from now on; connections that are open stay.
+    pub fn reload(&self, config: &Config) {
+        self.deadlines.allow(&config.deadlines);
+        self.per_network_max
+            .set(config.limits.connections_per_address);
     }
 
     /// Gives back a place that no connection came to have.
@@ -143,7 +150,7 @@ impl Connections {
     fn enter(&self, network: IpAddr) -> bool {
         let mut networks = self.networks.borrow_mut();
         let count = networks.entry(network).or_insert(0);
-        let has_room = *count < self.per_network_max;
+        let has_room = *count < self.per_network_max.get();
         *count += usize::from(has_room);
         has_room
     }
@@ -203,9 +210,10 @@ impl Place {
         self.core.connections.deadlines.clear(self.index);
     }
 
-    /// Whether the connection begins with a PROXY header.
+    /// Whether the connection begins with a PROXY header, and has not shown it yet.
     pub fn is_of_proxy(&self) -> bool {
-        is_proxy(&self.core, self.listener_index, self.peer)
+        // As it was found when it was accepted: a reload may have changed `listener.proxies` since.
+        self.network.is_none()
     }
 
     /// Takes the address that a proxy names for the peer's; an error where that has too many connections.
@@ -324,7 +332,8 @@ pub async fn accept(
 }
 
 fn is_proxy(core: &Core, listener_index: usize, peer: IpAddr) -> bool {
-    let proxies = &core.config.listeners[listener_index].proxies;
+    let live = core.live();
+    let proxies = &live.config.listeners[listener_index].proxies;
     proxies.iter().any(|network| network.contains(&peer))
 }
 

@@ -1,10 +1,12 @@
-//! The admin server: `/metrics`, `/livez`, `/readyz`.
+//! The admin server: `/metrics`, `/livez`, `/readyz`, and `POST /reload`.
 //!
 //! Before it: [`crate::node`] has started everything else.
 //! After it: nothing.
 //! Thread: the uplink's runtime. Allocates: per request, bounded by the text it makes.
-//! Invariant: it only reads; no request to it changes anything.
+//! Invariant: it only reads; `POST /reload` (`admin/reload.rs`) is the only request that changes anything.
 //! Not here: counting ([`crate::metrics`]).
+
+mod reload;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::MetricType;
@@ -29,6 +31,7 @@ use crate::error::Fatal;
 use crate::metrics::{Count, Snapshot};
 use crate::node::{KustoView, NodeMetrics, SpoolView};
 use crate::reactor::Phase;
+use crate::reload::Reloader;
 use crate::tls::Tls;
 use crate::uplink::UplinkMetrics;
 
@@ -45,6 +48,7 @@ struct Shared {
     registry: Registry,
     metrics: Arc<NodeMetrics>,
     phase: watch::Receiver<Phase>,
+    reloader: Arc<Reloader>,
     started_at: Instant,
 }
 
@@ -68,6 +72,7 @@ impl Admin {
         metrics: Arc<NodeMetrics>,
         config: Arc<Config>,
         phase: watch::Receiver<Phase>,
+        reloader: Arc<Reloader>,
     ) {
         let mut registry = Registry::with_prefix("weir");
         registry.register_collector(Box::new(NodeCollector {
@@ -78,13 +83,16 @@ impl Admin {
             registry,
             metrics,
             phase,
+            reloader,
             started_at: Instant::now(),
         });
         let router = Router::new()
             .route("/metrics", get(metrics_text))
             .route("/livez", get(livez))
             .route("/readyz", get(readyz))
-            .with_state(shared);
+            .route("/reload", post(reload::reload))
+            .with_state(shared)
+            .into_make_service_with_connect_info::<reload::Ends>();
         runtime.spawn(async move {
             let served = match tokio::net::TcpListener::from_std(self.listener) {
                 Ok(listener) => axum::serve(listener, router).await,
@@ -167,31 +175,48 @@ impl Collector for NodeCollector {
         page.upload_buffers(&snapshot)?;
         page.spool(&snapshot, &self.metrics)?;
         let uplink = &self.metrics.uplink;
-        page.counter(
-            "blobs",
-            "Blobs delivered",
-            uplink.blobs.load(Ordering::Relaxed),
-        )?;
-        page.counter(
-            "blob_bytes",
-            "Bytes of blobs delivered",
-            uplink.blob_bytes.load(Ordering::Relaxed),
-        )?;
-        page.counter("delivered_rows", "Rows in blobs delivered", uplink.rows())?;
-        page.counter(
-            "delivery_failures",
-            "Deliveries that failed and were tried again",
-            uplink.failures.load(Ordering::Relaxed),
-        )?;
+        page.counter_table([
+            ("blobs", "Blobs delivered", load(&uplink.blobs)),
+            (
+                "blob_bytes",
+                "Bytes of blobs delivered",
+                load(&uplink.blob_bytes),
+            ),
+            ("delivered_rows", "Rows in blobs delivered", uplink.rows()),
+            (
+                "delivery_failures",
+                "Deliveries that failed and were tried again",
+                load(&uplink.failures),
+            ),
+        ])?;
         if let Some(kusto) = self.metrics.kusto.get() {
             page.kusto(kusto, uplink)?;
         }
+        let reloads = &self.metrics.reloads;
+        page.counters(
+            "reloads",
+            "Times that the configuration was read again",
+            "outcome",
+            [
+                ("applied", load(&reloads.applied)),
+                ("rejected", load(&reloads.rejected)),
+            ],
+        )?;
+        page.gauge(
+            "config_loaded_at",
+            "When the configuration in use was read, in seconds since 1970",
+            load(&reloads.loaded_at),
+        )?;
         page.gauge(
             "resident_memory_bytes",
             "Resident memory of the process",
             resident_bytes(),
         )
     }
+}
+
+fn load(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
 }
 
 struct Page<'a> {
@@ -205,6 +230,15 @@ impl Page<'_> {
             .encoder
             .encode_descriptor(name, help, None, MetricType::Counter)?;
         metric.encode(encoder)
+    }
+
+    /// Counters without labels: name, help, value.
+    fn counter_table(
+        &mut self,
+        rows: impl IntoIterator<Item = (&'static str, &'static str, u64)>,
+    ) -> std::fmt::Result {
+        rows.into_iter()
+            .try_for_each(|(name, help, value)| self.counter(name, help, value))
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: u64) -> std::fmt::Result {
@@ -271,77 +305,81 @@ impl Page<'_> {
             "code",
             snapshot.rejects(),
         )?;
-        self.counter(
-            "records",
-            "Records of accepted requests",
-            value(Count::Records),
-        )?;
-        self.counter(
-            "received_bytes",
-            "Bytes read from connections",
-            value(Count::BytesReceived),
-        )?;
+        self.counter_table([
+            (
+                "records",
+                "Records of accepted requests",
+                value(Count::Records),
+            ),
+            (
+                "received_bytes",
+                "Bytes read from connections",
+                value(Count::BytesReceived),
+            ),
+        ])?;
         self.counters(
             "refusals",
             "Requests answered 503, by code",
             "code",
             snapshot.refusals(),
         )?;
-        self.counter(
-            "records_unacknowledged",
-            "Records of refused requests that became rows all the same",
-            value(Count::RecordsUnacknowledged),
-        )?;
-        self.counter(
-            "rows",
-            "Rows put into upload buffers",
-            value(Count::RowsAppended),
-        )?;
-        self.counter(
-            "row_bytes",
-            "Bytes of rows before compression",
-            value(Count::RowBytes),
-        )?;
-        self.counter(
-            "batches_sealed",
-            "Upload buffers sealed",
-            value(Count::BatchesSealed),
-        )?;
-        self.counter(
-            "batch_bytes",
-            "Bytes of sealed upload buffers: compressed",
-            value(Count::BatchBytes),
-        )?;
-        self.counter(
-            "connections_accepted",
-            "Connections accepted",
-            value(Count::Connections),
-        )?;
-        self.counter(
-            "connections_refused",
-            "Connections turned away because their address had too many",
-            value(Count::ConnectionsRefused),
-        )?;
-        self.counter(
-            "deadlines_passed",
-            "Connections cut because the peer took too long, idle ones too",
-            value(Count::DeadlinesPassed),
-        )?;
-        self.counter(
-            "accept_errors",
-            "Times that accepting failed",
-            value(Count::AcceptErrors),
-        )?;
-        self.counter(
-            "tls_handshakes",
-            "TLS handshakes completed",
-            value(Count::TlsHandshakes),
-        )?;
-        self.counter(
-            "tls_failures",
-            "TLS connections that ended with an error, in the handshake or after",
-            value(Count::TlsFailures),
-        )?;
+        self.counter_table([
+            (
+                "records_unacknowledged",
+                "Records of refused requests that became rows all the same",
+                value(Count::RecordsUnacknowledged),
+            ),
+            (
+                "rows",
+                "Rows put into upload buffers",
+                value(Count::RowsAppended),
+            ),
+            (
+                "row_bytes",
+                "Bytes of rows before compression",
+                value(Count::RowBytes),
+            ),
+            (
+                "batches_sealed",
+                "Upload buffers sealed",
+                value(Count::BatchesSealed),
+            ),
+            (
+                "batch_bytes",
+                "Bytes of sealed upload buffers: compressed",
+                value(Count::BatchBytes),
+            ),
+            (
+                "connections_accepted",
+                "Connections accepted",
+                value(Count::Connections),
+            ),
+            (
+                "connections_refused",
+                "Connections turned away because their address had too many",
+                value(Count::ConnectionsRefused),
+            ),
+            (
+                "deadlines_passed",
+                "Connections cut because the peer took too long, idle ones too",
+                value(Count::DeadlinesPassed),
+            ),
+            (
+                "accept_errors",
+                "Times that accepting failed",
+                value(Count::AcceptErrors),
+            ),
+            (
+                "tls_handshakes",
+                "TLS handshakes completed",
+                value(Count::TlsHandshakes),
+            ),
+            (
+                "tls_failures",
+                "TLS connections that ended with an error, in the handshake or after",
+                value(Count::TlsFailures),
+            ),
+        ])?;
         self.gauge(
             "connections",
             "Connections open",
@@ -405,45 +443,38 @@ impl Page<'_> {
     /// + dead_letter_rows.
     fn spool(&mut self, snapshot: &Snapshot, metrics: &NodeMetrics) -> std::fmt::Result {
         let value = |count| snapshot.value(count);
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let uplink = &metrics.uplink;
-        let durable = value(Count::RowsDurable);
-        let in_memory = value(Count::RowsAppended)
-            .saturating_sub(durable)
-            .saturating_sub(load(&uplink.rows_unspooled))
-            .saturating_sub(load(&uplink.dead_rows_unspooled));
+        let left = metrics.left_of(snapshot);
         self.gauge(
             "rows_in_memory",
             "Rows in upload buffers that are neither durable nor delivered",
-            in_memory,
+            left.rows_in_memory,
         )?;
         let Some(SpoolView { segments, metrics }) = &metrics.spool else {
             return Ok(());
         };
-        let in_spool = (durable + load(&metrics.rows_recovered))
-            .saturating_sub(load(&uplink.rows_spooled))
-            .saturating_sub(load(&uplink.dead_rows_spooled));
         self.gauge(
             "rows_in_spool",
             "Durable rows that are not delivered",
-            in_spool,
+            left.rows_in_spool,
         )?;
-        self.counter("commits", "Group commits", value(Count::Commits))?;
-        self.counter(
-            "commit_bytes",
-            "Bytes written by commits",
-            value(Count::CommitBytes),
-        )?;
-        self.counter(
-            "commit_microseconds",
-            "Time between the begin of commits and the return of their sync",
-            value(Count::CommitMicroseconds),
-        )?;
-        self.counter(
-            "commit_failures",
-            "Commits that failed",
-            value(Count::CommitFailures),
-        )?;
+        self.counter_table([
+            ("commits", "Group commits", value(Count::Commits)),
+            (
+                "commit_bytes",
+                "Bytes written by commits",
+                value(Count::CommitBytes),
+            ),
+            (
+                "commit_microseconds",
+                "Time between the begin of commits and the return of their sync",
+                value(Count::CommitMicroseconds),
+            ),
+            (
+                "commit_failures",
+                "Commits that failed",
+                value(Count::CommitFailures),
+            ),
+        ])?;
         self.gauge(
             "storage_failed_cores",
             "Cores on which nothing more can become durable",
@@ -464,48 +495,48 @@ impl Page<'_> {
             "Batches that wait for delivery in the spool alone",
             segments.backlog_count() as u64,
         )?;
-        for (name, help, counter) in [
+        self.counter_table([
             (
                 "recovered_batches",
                 "Batches an earlier run left",
-                &metrics.batches_recovered,
+                load(&metrics.batches_recovered),
             ),
             (
                 "recovered_rows",
                 "Rows an earlier run left",
-                &metrics.rows_recovered,
+                load(&metrics.rows_recovered),
             ),
             (
                 "torn_frames",
                 "Commits cut off by a crash, which were never acknowledged",
-                &metrics.torn_frames,
+                load(&metrics.torn_frames),
             ),
-            ("torn_rows", "Rows of such commits", &metrics.rows_torn),
+            (
+                "torn_rows",
+                "Rows of such commits",
+                load(&metrics.rows_torn),
+            ),
             (
                 "quarantined_segments",
                 "Damaged segments put aside",
-                &metrics.segments_quarantined,
+                load(&metrics.segments_quarantined),
             ),
             (
                 "quarantined_rows",
                 "Rows in damaged segments that cannot be read",
-                &metrics.rows_quarantined,
+                load(&metrics.rows_quarantined),
             ),
             (
                 "retire_failures",
                 "Deliveries that could not be recorded",
-                &metrics.retire_failures,
+                load(&metrics.retire_failures),
             ),
-        ] {
-            self.counter(name, help, load(counter))?;
-        }
-        Ok(())
+        ])
     }
 
     fn kusto(&mut self, view: &KustoView, uplink: &UplinkMetrics) -> std::fmt::Result {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (delivery, refresh) = (view.kusto.delivery_metrics(), view.kusto.refresh_metrics());
-        for (name, help, value) in [
+        self.counter_table([
             (
                 "dead_letter_rows",
                 "Rows that became dead letters",
@@ -551,9 +582,7 @@ impl Page<'_> {
                 "Times that fetching them failed",
                 load(&refresh.refresh_failures),
             ),
-        ] {
-            self.counter(name, help, value)?;
-        }
+        ])?;
         self.gauge(
             "dead_letter_batches",
             "Dead letters held",

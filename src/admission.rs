@@ -2,8 +2,8 @@
 //!
 //! Before it: a head, and the route that its path has.
 //! After it: [`crate::connection`] reads the body; for a signature it asks once more when the body is there.
-//! Thread: made on the main thread, read by all reactors; what they change is the rates' atomics.
-//! Allocates: at start. A request allocates nothing.
+//! Thread: made off the reactors, at start and at a reload, and read by all of them; what they change is the rates'
+//! atomics. Allocates: when it is made. A request allocates nothing.
 //! Invariant: nothing is stored before everything that was asked for has been shown, and an answer does not say which
 //! part of a credential was wrong, neither by its text nor by the time it took.
 //! Not here: verifying a certificate, which [`crate::tls`] has done; here it is somebody's or nobody's.
@@ -17,12 +17,13 @@ mod signature;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
 
-use crate::config::{Config, Credential};
+use crate::config::{self, Config, Credential, Rate};
 use crate::error::{Fatal, Reject};
 use crate::http::h1;
 use crate::tls::certificate;
@@ -38,7 +39,7 @@ pub struct Admission {
     routes: Vec<Gate>,
     credentials: Credentials,
     /// By principal.
-    principals: Vec<Limiter>,
+    principals: Vec<Arc<Limiter>>,
     signers: Vec<Signer>,
     /// Names in certificates, and whose they are.
     certificates: HashMap<String, usize>,
@@ -58,7 +59,7 @@ pub enum Certificate {
 struct Gate {
     policy: Option<Policy>,
     allow: Vec<IpNet>,
-    limiter: Limiter,
+    limiter: Arc<Limiter>,
 }
 
 /// Who may send.
@@ -106,6 +107,16 @@ pub struct Admitted {
 impl Admission {
     /// Reads all secrets.
     pub fn load(config: &Config) -> Result<Admission, Fatal> {
+        Self::build(config, None)
+    }
+
+    /// What follows this one, which was made of `before`. All secrets are read again. A rate that is as before goes on
+    /// with what is left of it; one that is new or another begins full.
+    pub fn reload(&self, before: &Config, config: &Config) -> Result<Admission, Fatal> {
+        Self::build(config, Some((self, before)))
+    }
+
+    fn build(config: &Config, before: Option<(&Admission, &Config)>) -> Result<Admission, Fatal> {
         let mut credentials = Credentials::default();
         let mut signers = Vec::new();
         let mut certificates = HashMap::new();
@@ -139,15 +150,17 @@ impl Admission {
         let policy = |allowed: &Option<Vec<usize>>| {
             allowed.as_ref().map(|allowed| Policy::new(config, allowed))
         };
+        let fresh = |rate: Option<Rate>| Arc::new(Limiter::new(rate));
         Ok(Admission {
-            started_at: Instant::now(),
+            // What a limiter counts from.
+            started_at: before.map_or_else(Instant::now, |(admission, _)| admission.started_at),
             listeners: config
                 .listeners
                 .iter()
                 .map(|listener| Gate {
                     policy: policy(&listener.principals),
                     allow: listener.allow.clone(),
-                    limiter: Limiter::new(None),
+                    limiter: fresh(None),
                 })
                 .collect(),
             routes: config
@@ -156,14 +169,31 @@ impl Admission {
                 .map(|route| Gate {
                     policy: policy(&route.principals),
                     allow: route.allow.clone(),
-                    limiter: Limiter::new(route.rate),
+                    limiter: before
+                        .and_then(|(admission, before)| {
+                            let is_same = |known: &config::Route| {
+                                known.pattern == route.pattern && known.rate == route.rate
+                            };
+                            let index = before.routes.iter().position(is_same)?;
+                            Some(admission.routes[index].limiter.clone())
+                        })
+                        .unwrap_or_else(|| fresh(route.rate)),
                 })
                 .collect(),
             credentials,
             principals: config
                 .principals
                 .iter()
-                .map(|principal| Limiter::new(principal.rate))
+                .map(|principal| {
+                    let kept = before.and_then(|(admission, before)| {
+                        let is_same = |known: &config::Principal| {
+                            known.name == principal.name && known.rate == principal.rate
+                        };
+                        let index = before.principals.iter().position(is_same)?;
+                        Some(admission.principals[index].clone())
+                    });
+                    kept.unwrap_or_else(|| fresh(principal.rate))
+                })
                 .collect(),
             signers,
             certificates,
@@ -180,6 +210,16 @@ impl Admission {
             .iter()
             .find_map(|name| self.certificates.get(name).copied());
         known.map_or(Certificate::Unknown, Certificate::Known)
+    }
+
+    /// What tells the secrets of a principal from others, and from them nothing else can be told.
+    pub fn secrets(&self, principal_index: usize) -> Vec<[u8; 32]> {
+        let signers = self.signers.iter();
+        let mut own = signers.filter(|signer| signer.principal_index == principal_index);
+        match own.next() {
+            Some(signer) => signer.key_digests(),
+            None => self.credentials.hashes(principal_index),
+        }
     }
 
     /// Decides from the head alone. `None` where there is no route, but nothing else is wrong.
@@ -298,8 +338,8 @@ impl Admission {
         let route = &self.routes[admitted.route_index].limiter;
         let principal = admitted
             .principal_index
-            .map(|index| &self.principals[index]);
-        std::iter::once(route).chain(principal)
+            .map(|index| &*self.principals[index]);
+        std::iter::once(&**route).chain(principal)
     }
 
     /// Takes the request from what its route and its principal may still send, or from neither.

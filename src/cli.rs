@@ -32,6 +32,7 @@ pub struct Cli {
 enum Command {
     /// Serve until SIGTERM or SIGINT, then drain and exit.
     ///
+    /// SIGHUP reads the configuration again, and applies what can be without a restart.
     /// Prints `listening on ADDRESS` for each listener once it accepts; logs to stderr.
     Run {
         #[command(flatten)]
@@ -225,7 +226,7 @@ impl Cli {
             Command::Run {
                 config,
                 floor_receive,
-            } => run::run(config.load()?, floor_receive),
+            } => run::run(config.load()?, config.config, floor_receive),
             Command::Demo(args) => demo::run(&args),
             Command::Check { config, online } => check::run(&config, online),
             Command::Plan(args) => plan::run(&args),

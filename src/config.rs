@@ -2,11 +2,12 @@
 //!
 //! Comes first in a node's life: `cli.rs` loads it, `budget.rs` adds it up, the reactors read it.
 //! A [`Config`] exists only if every check passed, so nobody after this file checks again.
-//! Main thread only, before any reactor starts; it allocates freely.
+//! Main thread before any reactor starts, and the uplink's runtime at a reload; it allocates freely.
 //!
 //! The text becomes a `Config` in two steps, both in submodules:
 //! `config/raw.rs` is the shape of the file (which keys there are, what type each has),
 //! `config/validate.rs` is what the values must satisfy.
+//! `config/reload.rs` is what of a new file a running node takes over.
 //! `config/size.rs` reads and writes sizes; `config/error.rs` places a message on a line and column.
 //!
 //! Invariant: the defaults are in one place, [`Config::default`], and an empty file means them.
@@ -18,11 +19,13 @@ mod access;
 mod error;
 mod kusto;
 mod raw;
+pub mod reload;
 mod size;
 #[cfg(test)]
 mod tests;
 mod validate;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -378,6 +381,16 @@ pub enum PathPattern {
     Exact(String),
     /// Every path that starts with this; it ends in `/`. The pattern `/*` is the prefix `/`.
     Prefix(String),
+}
+
+impl fmt::Display for PathPattern {
+    /// As it is configured.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(path) => f.write_str(path),
+            Self::Prefix(path) => write!(f, "{path}*"),
+        }
+    }
 }
 
 /// What is written around each record.

@@ -39,6 +39,7 @@ use crate::http::chunked::Chunked;
 use crate::http::h1::{self, Expectation, Framing, Head, Method};
 use crate::http::reply::{Persistence, Replies};
 use crate::limits::UNREAD_SIZE_MAX;
+use crate::live::Live;
 use crate::reactor::Core;
 use answers::{UNSETTLED_COUNT_MAX, Unsettled};
 use inbox::Inbox;
@@ -90,8 +91,8 @@ struct Connection {
     stream: Rc<TcpStream>,
     place: Place,
     transport: Transport,
-    /// What the peer has shown in the handshake.
-    certificate: Certificate,
+    /// Whose certificate the peer has shown, and by which `Live` that was found.
+    certificate: Option<(u64, Certificate)>,
     replies: Replies,
     request_count: u64,
     unsettled: [Option<Unsettled>; UNSETTLED_COUNT_MAX],
@@ -104,7 +105,7 @@ pub async fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) {
         stream,
         place,
         transport: Transport::Plain,
-        certificate: Certificate::None,
+        certificate: None,
         replies: Replies::new(),
         request_count: 0,
         unsettled: [None; UNSETTLED_COUNT_MAX],
@@ -210,7 +211,7 @@ impl Connection {
         // Only now: a drain that began meanwhile makes this the last answer.
         let is_last = self.core.draining()
             || self.place.expired()
-            || self.request_count >= self.core.config.limits.requests_per_connection;
+            || self.request_count >= self.core.live().config.limits.requests_per_connection;
         let persistence = match (head.keep_alive && !is_last, head.keep_alive_confirm) {
             (false, _) => Persistence::Close,
             (true, false) => Persistence::KeepAlive,
@@ -276,7 +277,9 @@ impl Connection {
         head: &Head,
     ) -> Result<(Encoded, Ticket), (Unserved, Option<usize>)> {
         let core = self.core.clone();
-        let (route, admitted) = match self.admit(&core, inbox, head) {
+        // To its end the request goes by what it began with, whatever a reload does meanwhile.
+        let live = core.live();
+        let (route, admitted) = match self.admit(&live, inbox, head) {
             Ok(admitted) => admitted,
             Err(reject) => {
                 // Decided from the head alone; a small body that is sure to come is dropped to stay in sync.
@@ -328,7 +331,7 @@ impl Connection {
         }
         let request = &mut inbox.slab.bytes()[begin..body_end];
         let (head_bytes, body) = request.split_at_mut(head.size);
-        if let Err(reject) = core.admission.admit_body(&admitted, head_bytes, body) {
+        if let Err(reject) = live.admission.admit_body(&admitted, head_bytes, body) {
             return Err((reject.into(), Some(0)));
         }
         let request = Request {
@@ -501,8 +504,8 @@ impl Connection {
 
     /// Decides from the head alone whether the body is wanted; its route.
     fn admit<'a>(
-        &self,
-        core: &'a Core,
+        &mut self,
+        live: &'a Live,
         inbox: &mut Inbox,
         head: &Head,
     ) -> Result<(&'a Route, Admitted), Reject> {
@@ -514,13 +517,14 @@ impl Connection {
                 return Err(Reject::Method { head });
             }
         }
+        let certificate = self.certificate(live);
         let head_bytes = &inbox.pending_bytes()[..head.size];
-        let found = core.routes.find(&head_bytes[head.path.clone()]);
-        let admitted = core.admission.admit(&admission::Request {
+        let found = live.routes.find(&head_bytes[head.path.clone()]);
+        let admitted = live.admission.admit(&admission::Request {
             listener_index: self.place.listener_index,
             route_index: found.map(|(index, _)| index),
             peer: self.place.peer,
-            certificate: self.certificate,
+            certificate,
             head: head_bytes,
             size: match head.framing {
                 Framing::Length(length) => Some(length),
@@ -539,7 +543,7 @@ impl Connection {
         if !head.json {
             return Err(Reject::ContentType);
         }
-        let size_max = self.transport.request_size_max(core.slabs.size_max()) as u64;
+        let size_max = self.transport.request_size_max(self.core.slabs.size_max()) as u64;
         if let Framing::Length(length) = head.framing
             && length > size_max - head.size as u64
         {

@@ -36,10 +36,10 @@ pub enum Cut {
 pub struct Deadlines {
     started_at: Instant,
     now: Cell<Millis>,
-    period: Duration,
+    period: Cell<Duration>,
     at: Box<[Cell<Millis>]>,
     cut: Box<[Cell<Cut>]>,
-    allowed: Allowed,
+    allowed: Cell<Allowed>,
 }
 
 /// How long each phase may take.
@@ -56,9 +56,9 @@ struct Allowed {
     idle: Millis,
 }
 
-impl Deadlines {
-    /// For connections with an index below `connections_max`.
-    pub fn new(config: &config::Deadlines, connections_max: usize) -> Self {
+impl Allowed {
+    /// With how often to sweep.
+    fn new(config: &config::Deadlines) -> (Duration, Self) {
         let shortest = [
             config.handshake,
             config.head,
@@ -75,28 +75,44 @@ impl Deadlines {
         // `now` is up to a period old, and nobody's time is cut short for it.
         let allowed = |duration: Duration| millis(duration + period);
         let window_size = config.body_rate as u128 * config.body_rate_window.as_millis() / 1000;
+        let allowed = Allowed {
+            handshake: allowed(config.handshake),
+            head: allowed(config.head),
+            body_start: allowed(config.body_start),
+            body: allowed(config.body),
+            rate_window: allowed(config.body_rate_window),
+            rate_window_size: usize::try_from(window_size).unwrap_or(usize::MAX),
+            write: allowed(config.write),
+            idle: allowed(config.idle),
+        };
+        (period, allowed)
+    }
+}
+
+impl Deadlines {
+    /// For connections with an index below `connections_max`.
+    pub fn new(config: &config::Deadlines, connections_max: usize) -> Self {
+        let (period, allowed) = Allowed::new(config);
         Deadlines {
             started_at: Instant::now(),
             now: Cell::new(0),
-            period,
+            period: Cell::new(period),
             at: (0..connections_max).map(|_| Cell::new(NEVER)).collect(),
             cut: (0..connections_max).map(|_| Cell::new(Cut::Both)).collect(),
-            allowed: Allowed {
-                handshake: allowed(config.handshake),
-                head: allowed(config.head),
-                body_start: allowed(config.body_start),
-                body: allowed(config.body),
-                rate_window: allowed(config.body_rate_window),
-                rate_window_size: usize::try_from(window_size).unwrap_or(usize::MAX),
-                write: allowed(config.write),
-                idle: allowed(config.idle),
-            },
+            allowed: Cell::new(allowed),
         }
+    }
+
+    /// Gives other deadlines to what begins from now on; what has one keeps it.
+    pub fn allow(&self, config: &config::Deadlines) {
+        let (period, allowed) = Allowed::new(config);
+        self.period.set(period);
+        self.allowed.set(allowed);
     }
 
     /// How often to sweep.
     pub fn period(&self) -> Duration {
-        self.period
+        self.period.get()
     }
 
     /// Sets the connection's deadline, in place of the one it had.
@@ -127,30 +143,30 @@ impl Deadlines {
 
     /// A TLS handshake that begins now.
     pub fn handshake(&self) -> Pace {
-        self.until(self.allowed.handshake)
+        self.until(self.allowed.get().handshake)
     }
 
     /// A head that begins now: all of it in one time, however it trickles.
     pub fn head(&self) -> Pace {
-        self.until(self.allowed.head)
+        self.until(self.allowed.get().head)
     }
 
     /// A reply that is written now.
     pub fn write(&self) -> Pace {
-        self.until(self.allowed.write)
+        self.until(self.allowed.get().write)
     }
 
     /// The wait for a request that begins now.
     pub fn idle(&self) -> Pace {
-        self.until(self.allowed.idle)
+        self.until(self.allowed.get().idle)
     }
 
     /// A body that begins now, `size` bytes of which are there already.
     pub fn body(&self, size: usize) -> Pace {
         let now = self.now.get();
-        let end = now + self.allowed.body;
+        let end = now + self.allowed.get().body;
         let mut pace = Pace {
-            at: end.min(now + self.allowed.body_start),
+            at: end.min(now + self.allowed.get().body_start),
             end,
             window_size: 0,
             is_body: true,
@@ -171,7 +187,7 @@ impl Deadlines {
         let waited = self.now.get() - pause.began;
         if waited > 0 {
             // The two sweeps that it was measured by may be a period closer than its ends.
-            let waited = waited + millis(self.period);
+            let waited = waited + millis(self.period.get());
             pace.at = pace.at.saturating_add(waited);
             pace.end = pace.end.saturating_add(waited);
         }
@@ -195,10 +211,12 @@ impl Deadlines {
         }
         let is_first = pace.window_size == 0;
         pace.window_size += size;
-        if is_first || pace.window_size > self.allowed.rate_window_size {
+        if is_first || pace.window_size > self.allowed.get().rate_window_size {
             // Not zero: zero is for a body of which nothing has come.
             pace.window_size = 1;
-            pace.at = pace.end.min(self.now.get() + self.allowed.rate_window);
+            pace.at = pace
+                .end
+                .min(self.now.get() + self.allowed.get().rate_window);
         }
     }
 }

@@ -36,6 +36,9 @@ pub enum Fatal {
     #[error("cannot read the configuration {}: {source}; check the path given with --config", path.display())]
     ConfigUnreadable { path: PathBuf, source: io::Error },
 
+    #[error("weir runs without --config, so there is no file to read again")]
+    NoConfigFile,
+
     #[error(
         "the memory sum is {:.2}, above the limit of {:.2} ({limit_origin}); raise the limit or reduce \
          the largest terms: {largest}",
@@ -179,6 +182,14 @@ impl Fatal {
         match source.kind() {
             io::ErrorKind::AddrInUse => Self::PortTaken { address },
             _ => Self::Bind { address, source },
+        }
+    }
+
+    /// As it is printed: each line of a faulty configuration starts with its file, line and column, for editors and CI.
+    pub fn report(&self) -> String {
+        match self {
+            Self::Config(errors) => errors.to_string(),
+            fatal => format!("weir: {fatal}"),
         }
     }
 

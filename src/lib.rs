@@ -22,6 +22,8 @@ pub mod budget;
 pub mod error;
 pub mod secret;
 pub mod node;
+pub mod live;
+pub mod reload;
 pub mod reactor;
 pub mod clock;
 pub mod wait;

@@ -7,7 +7,6 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use weir::cli::Cli;
-use weir::error::Fatal;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -18,11 +17,7 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => {
-            match &fatal {
-                // Each line starts with its file, line and column, for editors and CI.
-                Fatal::Config(errors) => eprintln!("{errors}"),
-                fatal => eprintln!("weir: {fatal}"),
-            }
+            eprintln!("{}", fatal.report());
             ExitCode::from(fatal.exit_code())
         }
     }

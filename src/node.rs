@@ -9,32 +9,34 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit, getrlimit, nice, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use tokio::sync::watch;
+use tokio::sync::{mpsc as async_mpsc, watch};
 
 use crate::accept;
 use crate::admin::Admin;
-use crate::admission::Admission;
 use crate::budget::Budget;
 use crate::budget::machine::Machine;
 use crate::config::{Config, Table};
 use crate::error::Fatal;
 use crate::limits::FRAME_BUFFER_SIZE;
+use crate::live::Settings;
 use crate::memory::Region;
-use crate::metrics::{CoreMetrics, Snapshot};
+use crate::metrics::{CoreMetrics, Count, Snapshot};
 use crate::reactor::{Phase, Reactor, Ready, Remainder};
+use crate::reload::{ReloadMetrics, Reloader};
 use crate::spool::disk::Disk;
 use crate::spool::recover::{PendingSegment, pending_batches};
 use crate::spool::{self, Opened, Segments, Spool, SpoolMetrics};
 use crate::tls::Tls;
 use crate::uplink::dead_letter::DeadLetters;
 use crate::uplink::kusto::Kusto;
-use crate::uplink::settlement::Settlement;
+use crate::uplink::settlement::{Settlement, Underway};
 use crate::uplink::{self, Handover, Sink, Uplink, UplinkMetrics};
 
 /// How far the uplink's threads go behind the reactors' (`nice(2)`): where both want the same CPU they get a thirtieth of
@@ -43,13 +45,14 @@ const UPLINK_NICE: i32 = 15;
 
 /// A running node.
 pub struct Node {
-    config: Arc<Config>,
     listeners: Vec<SocketAddr>,
     admin: SocketAddr,
     reactors: Vec<JoinHandle<Remainder>>,
     /// One message when a reactor ends, in whatever way.
     ended: mpsc::Receiver<()>,
     phase: watch::Sender<Phase>,
+    reloader: Arc<Reloader>,
+    underway: Arc<Underway>,
     runtime: tokio::runtime::Runtime,
     metrics: Arc<NodeMetrics>,
 }
@@ -62,6 +65,7 @@ pub struct NodeMetrics {
     /// Set where the destination is Kusto.
     pub kusto: OnceLock<KustoView>,
     pub tls: Arc<Tls>,
+    pub reloads: Arc<ReloadMetrics>,
 }
 
 /// What there is to see of Kusto.
@@ -76,7 +80,43 @@ pub struct SpoolView {
     pub metrics: Arc<SpoolMetrics>,
 }
 
+/// What a node has that is not at its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    pub connections: u64,
+    /// Rows that are neither durable nor delivered.
+    pub rows_in_memory: u64,
+    /// Rows that are durable and not delivered.
+    pub rows_in_spool: u64,
+}
+
 impl NodeMetrics {
+    /// What is left to do.
+    pub fn left(&self) -> Left {
+        self.left_of(&self.snapshot())
+    }
+
+    /// What was left to do at the time of a snapshot.
+    pub fn left_of(&self, snapshot: &Snapshot) -> Left {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (uplink, durable) = (&self.uplink, snapshot.value(Count::RowsDurable));
+        let recovered = match &self.spool {
+            Some(spool) => load(&spool.metrics.rows_recovered),
+            None => 0,
+        };
+        Left {
+            connections: snapshot.value(Count::ConnectionsOpen),
+            rows_in_memory: snapshot
+                .value(Count::RowsAppended)
+                .saturating_sub(durable)
+                .saturating_sub(load(&uplink.rows_unspooled))
+                .saturating_sub(load(&uplink.dead_rows_unspooled)),
+            rows_in_spool: (durable + recovered)
+                .saturating_sub(load(&uplink.rows_spooled))
+                .saturating_sub(load(&uplink.dead_rows_spooled)),
+        }
+    }
+
     /// The sum over all cores.
     pub fn snapshot(&self) -> Snapshot {
         let mut sum = Snapshot::zero();
@@ -110,11 +150,11 @@ impl Node {
         floor_receive: bool,
         disk: Option<D>,
     ) -> Result<Node, Fatal> {
-        let admission = Arc::new(Admission::load(&config)?);
+        let config = Arc::new(config);
+        let settings = Settings::load(config.clone())?;
         let tls = Arc::new(Tls::load(&config)?);
         raise_descriptor_limit();
         let core_count = config.cores;
-        let config = Arc::new(config);
 
         let mut sockets: Vec<Vec<std::net::TcpListener>> =
             (0..core_count).map(|_| Vec::new()).collect();
@@ -134,9 +174,9 @@ impl Node {
         let spare_cpus = cpus.get(core_count..).unwrap_or_default().to_vec();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
-            // A delivery per core or per blob on its way to Kusto, one that opens segments, and one that recovers them;
-            // and a segment may still be read for an attempt that has just failed.
-            .max_blocking_threads(core_count.max(2 * config.uplink.concurrency) + 2)
+            // A delivery per core or per blob on its way to Kusto, one that opens segments, one that recovers them, and
+            // one that reads the configuration again; and a segment may still be read for an attempt that has just failed.
+            .max_blocking_threads(core_count.max(2 * config.uplink.concurrency) + 3)
             .thread_name("weir-uplink")
             .on_thread_start(move || make_way(&spare_cpus))
             .enable_all()
@@ -169,6 +209,7 @@ impl Node {
             }),
             kusto: OnceLock::new(),
             tls: tls.clone(),
+            reloads: Arc::new(ReloadMetrics::new()),
         });
         let (phase, phase_seen) = watch::channel(Phase::Running);
         let admin = Admin::bind(config.admin.address)?;
@@ -177,6 +218,7 @@ impl Node {
         let (ready_sender, ready_receiver) = mpsc::channel();
         let (end_sender, ended) = mpsc::channel();
         let mut reactors = Vec::with_capacity(core_count);
+        let mut swap_senders = Vec::with_capacity(core_count);
         let handover = || {
             let reported_max = config.reported_max();
             let buffer_count = config.upload.buffer_count;
@@ -187,6 +229,7 @@ impl Node {
             handovers: handovers.clone(),
             spool: spool.clone(),
             metrics: metrics.uplink.clone(),
+            underway: Arc::default(),
         });
         // A node that has something to deliver starts, also where the destination is away.
         let may_be_away = !pending.is_empty();
@@ -227,13 +270,15 @@ impl Node {
                 }
                 .run(),
             );
+            let (swap_sender, swaps) = async_mpsc::channel(1);
+            swap_senders.push(swap_sender);
             let reactor = Reactor {
                 run,
                 index,
                 cpu: (core_count <= cpus.len()).then(|| cpus[index]),
-                config: config.clone(),
-                admission: admission.clone(),
                 tls: tls.clone(),
+                settings: settings.clone(),
+                swaps,
                 listeners,
                 handover: handovers[index].clone(),
                 spool: spool
@@ -268,15 +313,28 @@ impl Node {
             runtime.spawn(uplink::refill(spool.clone(), handovers));
             runtime.spawn(recover(spool, pending, tables));
         }
-        runtime.spawn(tls.watch());
-        admin.serve(&runtime, metrics.clone(), config.clone(), phase_seen);
-        Ok(Node {
+        runtime.spawn(tls.clone().watch());
+        let reloader = Arc::new(Reloader::new(
+            settings,
+            swap_senders,
+            metrics.reloads.clone(),
+            tls,
+        ));
+        admin.serve(
+            &runtime,
+            metrics.clone(),
             config,
+            phase_seen,
+            reloader.clone(),
+        );
+        Ok(Node {
             listeners,
             admin: admin_address,
             reactors,
             ended,
             phase,
+            reloader,
+            underway: settlement.underway.clone(),
             runtime,
             metrics,
         })
@@ -291,8 +349,14 @@ impl Node {
         self.admin
     }
 
-    pub fn config(&self) -> &Config {
-        &self.config
+    /// The phase of its life, from now on.
+    pub fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// What reads the configuration again.
+    pub fn reloader(&self) -> &Arc<Reloader> {
+        &self.reloader
     }
 
     pub fn metrics(&self) -> &Arc<NodeMetrics> {
@@ -311,11 +375,13 @@ impl Node {
 
     /// Takes no more connections, finishes the requests in flight, delivers what they left, and ends.
     ///
-    /// `limits.drain` bounds each of the three: waiting for requests, for those that were cut, and for delivery.
-    /// What could not be delivered is reported as an error.
+    /// `limits.drain` bounds each of the three: waiting for requests, for those that were cut, and for delivery, which
+    /// is of everything, also of what only the spool has, but for a destination that fails.
+    /// What could not be delivered is in the spool, or reported as an error.
     pub fn drain(self) -> Result<(), Fatal> {
         let _ = self.phase.send(Phase::Draining);
-        let deadline = Instant::now() + 3 * self.config.limits.drain;
+        let drain = self.reloader.config().limits.drain;
+        let deadline = Instant::now() + 3 * drain;
         for _ in 0..self.reactors.len() {
             let left = deadline.saturating_duration_since(Instant::now());
             if self.ended.recv_timeout(left).is_err() {
@@ -331,15 +397,20 @@ impl Node {
                 Err(_) => panicked = true,
             }
         }
-        let backlog_count = match &self.metrics.spool {
-            Some(spool) => spool.segments.backlog_count(),
-            None => 0,
-        };
-        if backlog_count > 0 {
-            tracing::info!(
-                batches = backlog_count,
-                "undelivered batches stay in the spool, and are delivered after the next start"
-            );
+        if let Some(SpoolView { segments, .. }) = &self.metrics.spool {
+            let until = deadline.min(Instant::now() + drain);
+            self.runtime.block_on(async {
+                let ended = self.underway.all_ended(segments);
+                let _ = tokio::time::timeout_at(until.into(), ended).await;
+            });
+            let rows = self.metrics.left().rows_in_spool;
+            if rows > 0 {
+                tracing::info!(
+                    batches = segments.backlog_count(),
+                    rows,
+                    "undelivered batches stay in the spool, and are delivered after the next start"
+                );
+            }
         }
         self.runtime.shutdown_background();
         if panicked {

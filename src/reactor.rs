@@ -6,26 +6,25 @@
 //! Invariant: nothing on the path of a request is shared with another thread but the metrics, which only this one
 //! writes, and one atomic per configured rate, which all cores keep together.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::accept::{self, Connections};
-use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::commit;
-use crate::config::{Config, Registered};
+use crate::config::Registered;
 use crate::encoder::Encoder;
 use crate::error::{Fatal, Refusal, Reject};
 use crate::limits::{FRAME_BUFFER_SIZE, RING_ENTRY_COUNT};
+use crate::live::{Live, Settings, Swap};
 use crate::memory::Region;
 use crate::metrics::{CoreMetrics, Count};
-use crate::route::Routes;
 use crate::slab::Slabs;
 use crate::spool::Segments;
 use crate::spool::disk::Disk;
@@ -43,10 +42,10 @@ pub struct Reactor<D> {
     pub index: usize,
     /// The CPU to be pinned to; none where there are fewer CPUs than cores.
     pub cpu: Option<usize>,
-    pub config: Arc<Config>,
-    /// Of all cores, so that a rate is the node's.
-    pub admission: Arc<Admission>,
     pub tls: Arc<Tls>,
+    pub settings: Settings,
+    /// Settings to go on with.
+    pub swaps: mpsc::Receiver<Swap>,
     /// In the order of the configuration.
     pub listeners: Vec<TcpListener>,
     pub handover: Arc<Handover>,
@@ -84,13 +83,12 @@ pub struct Remainder {
 
 /// Everything that belongs to one core.
 pub struct Core {
-    pub config: Arc<Config>,
+    /// See [`Core::live`].
+    live: RefCell<Rc<Live>>,
     pub clock: Clock,
     pub slabs: Rc<Slabs>,
     pub encoder: Encoder,
     pub upload_buffers: Rc<UploadBuffers>,
-    pub routes: Routes,
-    pub admission: Arc<Admission>,
     pub tls: Arc<Tls>,
     pub connections: Connections,
     pub metrics: Arc<CoreMetrics>,
@@ -104,9 +102,21 @@ impl Core {
         self.draining.get()
     }
 
+    /// What a reload may replace, as it is now. Whoever holds it keeps it as it is: what belongs together has to come
+    /// from one of them.
+    pub fn live(&self) -> Rc<Live> {
+        self.live.borrow().clone()
+    }
+
+    /// Goes by other settings from now on.
+    fn reload(&self, settings: &Settings) {
+        self.connections.reload(&settings.config);
+        self.live.replace(Rc::new(Live::new(settings)));
+    }
+
     /// Until when a request that begins to wait now may wait.
     pub fn wait_deadline(&self) -> Instant {
-        Instant::now() + self.config.limits.wait
+        Instant::now() + self.live().config.limits.wait
     }
 
     pub fn count_received(&self, size: usize) {
@@ -233,6 +243,7 @@ impl<D: Disk> Reactor<D> {
         tokio_uring::spawn(tick(core.clone(), started_at));
         tokio_uring::spawn(accept::sweep_deadlines(core.clone()));
         tokio_uring::spawn(take_returns(core.clone(), self.handover.clone()));
+        tokio_uring::spawn(take_swaps(core.clone(), self.swaps));
         if let Some((_, disk)) = self.spool {
             let frame = match Region::map(FRAME_BUFFER_SIZE) {
                 Ok(frame) => frame,
@@ -273,7 +284,7 @@ impl<D: Disk> Reactor<D> {
     }
 
     fn build(&self) -> Result<(Rc<Core>, Option<std::io::Error>), Fatal> {
-        let config = &self.config;
+        let config = &*self.settings.config;
         let connections_max = config.limits.connections;
         let (slabs, refused) = Slabs::map(
             &config.slabs.classes,
@@ -306,13 +317,11 @@ impl<D: Disk> Reactor<D> {
             update.set(Count::SlabsRegistered, u64::from(slabs.registered()));
         });
         let core = Core {
-            config: config.clone(),
+            live: RefCell::new(Rc::new(Live::new(&self.settings))),
             clock: Clock::new(),
             encoder: Encoder::new(slabs.size_max(), config.limits.record, connections_max),
             slabs,
             upload_buffers: Rc::new(upload_buffers),
-            routes: Routes::new(config),
-            admission: self.admission.clone(),
             tls: self.tls.clone(),
             connections: Connections::new(config),
             metrics: self.metrics.clone(),
@@ -326,7 +335,7 @@ impl<D: Disk> Reactor<D> {
 impl Core {
     /// Completes when every connection has ended; those that take longer than `limits.drain` are cut.
     async fn connections_ended(&self) {
-        let drain = self.config.limits.drain;
+        let drain = self.live().config.limits.drain;
         if !self.connections.all_ended(Instant::now() + drain).await {
             tracing::warn!(
                 connections = self.connections.open_count(),
@@ -341,14 +350,23 @@ impl Core {
 
 /// Seals upload buffers by age, and publishes the gauges.
 async fn tick(core: Rc<Core>, started_at: Instant) {
-    let max_age = core.config.batch.max_age;
-    let tick = TICK.min(max_age / 4).max(Duration::from_millis(1));
-    // A blob is sealed at `max_age` at the latest, so at the last tick before it.
-    let age = max_age.saturating_sub(tick);
     loop {
+        let max_age = core.live().config.batch.max_age;
+        let tick = TICK.min(max_age / 4).max(Duration::from_millis(1));
         tokio::time::sleep(tick).await;
+        // A blob is sealed at `max_age` at the latest, so at the last tick before it.
+        let age = max_age.saturating_sub(tick);
         core.upload_buffers.seal_older_than(age);
         core.publish_gauges(started_at);
+    }
+}
+
+/// Takes new settings over, for as long as the node lives.
+async fn take_swaps(core: Rc<Core>, mut swaps: mpsc::Receiver<Swap>) {
+    while let Some(swap) = swaps.recv().await {
+        core.reload(&swap.settings);
+        // Whoever asked may have gone.
+        let _ = swap.taken.send(());
     }
 }
 

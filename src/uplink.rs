@@ -38,7 +38,7 @@ use courier::Courier;
 use dead_letter::DeadLetters;
 use directory::Directory;
 use kusto::Kusto;
-use settlement::Settlement;
+use settlement::{Delivering, Settlement};
 
 /// A batch of this core is at its end.
 pub struct Delivered {
@@ -266,14 +266,15 @@ impl<D: Disk> Uplink<D> {
         let mut from_backlog = false;
         loop {
             let place = courier.place().await;
+            let delivering = self.settlement.underway.begin();
             // By turns, so that neither what is new nor what is old waits for the other to end.
             let Some(batch) = self.next(from_backlog) else {
-                drop(place);
+                drop((place, delivering));
                 self.wait().await;
                 continue;
             };
             from_backlog = batch.memory.is_some();
-            tokio::spawn(courier.clone().deliver(batch, place));
+            tokio::spawn(courier.clone().deliver(batch, place, delivering));
         }
     }
 
@@ -282,12 +283,14 @@ impl<D: Disk> Uplink<D> {
         let mut backoff = backoff();
         let mut from_backlog = false;
         loop {
+            let delivering = self.settlement.underway.begin();
             let Some(batch) = self.next(from_backlog) else {
+                drop(delivering);
                 self.wait().await;
                 continue;
             };
             from_backlog = batch.memory.is_some();
-            if self.attempt(batch, &directory).await {
+            if self.attempt(batch, &directory, delivering).await {
                 backoff = self::backoff();
             } else {
                 let pause = backoff.next().unwrap_or(DELIVERY_PAUSE_MAX);
@@ -304,14 +307,14 @@ impl<D: Disk> Uplink<D> {
         self.settlement.spool.as_ref()
     }
 
-    /// The next batch to deliver. While the node drains, what is in the spool alone stays there.
+    /// The next batch to deliver. While the node drains, what is in memory goes first: some of it may be nowhere else.
     fn next(&self, backlog_first: bool) -> Option<Batch> {
         let sealed = || self.handover().receive();
         let backlog = || {
-            let spool = self.spool().filter(|_| !self.draining())?;
+            let spool = self.spool().filter(|_| self.takes_backlog())?;
             spool.segments().backlog_next()
         };
-        if backlog_first {
+        if backlog_first && !self.draining() {
             backlog().or_else(sealed)
         } else {
             sealed().or_else(backlog)
@@ -322,10 +325,16 @@ impl<D: Disk> Uplink<D> {
         *self.phase.borrow() >= Phase::Draining
     }
 
+    /// Whether what is in the spool alone is delivered: during a drain until the first failure, since it is safe where
+    /// it is, and nobody waits at a shutdown for a destination that is away.
+    fn takes_backlog(&self) -> bool {
+        !(self.draining() && self.settlement.underway.gave_up())
+    }
+
     async fn wait(&self) {
         let sealed = self.handover().sealed_notify.notified();
         match self.spool() {
-            Some(spool) if !self.draining() => tokio::select! {
+            Some(spool) if self.takes_backlog() => tokio::select! {
                 () = sealed => {}
                 () = spool.segments().backlog_grown() => {}
             },
@@ -343,7 +352,12 @@ impl<D: Disk> Uplink<D> {
     }
 
     /// Whether the batch is delivered. Where it is not, one that is in the spool gives up its memory.
-    async fn attempt(&mut self, batch: Batch, directory: &Option<Arc<Directory>>) -> bool {
+    async fn attempt(
+        &mut self,
+        batch: Batch,
+        directory: &Option<Arc<Directory>>,
+        _delivering: Delivering,
+    ) -> bool {
         let (outcome, mut batch) = match directory {
             None => (Ok(()), batch),
             Some(directory) => self.write(directory.clone(), batch).await,
@@ -357,6 +371,9 @@ impl<D: Disk> Uplink<D> {
             Err(error) => {
                 let failures = &self.settlement.metrics.failures;
                 failures.fetch_add(1, Ordering::Relaxed);
+                if self.draining() {
+                    self.settlement.underway.give_up();
+                }
                 tracing::warn!(%error, blob = batch.id.blob_name(), "a blob could not be delivered; it is kept and tried again");
                 match self.spool() {
                     Some(spool) if batch.spooled.is_some() => {

@@ -1,13 +1,14 @@
 //! The program's arguments, messages and exit codes, as a script sees them.
 //!
-//! `weir check` and `weir plan` only; nothing here opens a socket or a ring.
+//! Mostly `weir check` and `weir plan`, which open no socket and no ring; `weir demo` once, with its directory.
 
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
 fn weir(directory: &Path, arguments: &[&str]) -> Output {
@@ -204,6 +205,65 @@ fn plan_says_whether_slabs_will_be_registered() {
         "{text}"
     );
     assert!(text.contains("so weir will not start here"), "{text}");
+}
+
+#[test]
+fn the_demo_with_a_directory_takes_an_event_and_shows_where_it_went() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut demo = command(directory.path(), &["demo", "--out", "blobs"])
+        .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(demo.stdout.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("Ctrl-C") {
+        assert_ne!(stdout.read_line(&mut said).unwrap(), 0, "it ended: {said}");
+    }
+    let address = said
+        .lines()
+        .find_map(|line| line.strip_prefix("listening on "))
+        .unwrap();
+    // What it proposes to try, and where it says that the blobs are.
+    assert!(
+        said.contains(&format!(
+            "'{{\"hello\": \"weir\"}}' http://{address}/demo\n"
+        )),
+        "{said}"
+    );
+    assert!(said.contains("in blobs/Telemetry/Events/\n"), "{said}");
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    let body = "{\"hello\": \"weir\"}";
+    let length = body.len();
+    write!(
+        stream,
+        "POST /demo HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("{\"accepted\":1}\n"), "{answer}");
+    kill_process(Pid::from_child(&demo), Signal::INT).unwrap();
+    stdout.read_to_string(&mut said).unwrap();
+    assert_eq!(demo.wait().unwrap().code(), Some(0), "{said}");
+    assert!(
+        said.contains("1 records in 1 blobs in blobs/Telemetry/Events/"),
+        "{said}"
+    );
+    // Its own last words, run as they stand.
+    let hint = said.lines().find(|line| line.contains("gunzip")).unwrap();
+    let rows = Command::new("sh")
+        .args(["-c", hint])
+        .current_dir(directory.path())
+        .output()
+        .unwrap();
+    let rows: Vec<&str> = self::stdout(&rows).lines().collect();
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    assert!(
+        rows[0].ends_with("\"tag\":\"demo\",\"log\":{\"hello\":\"weir\"}}"),
+        "{rows:?}"
+    );
 }
 
 #[test]

@@ -67,6 +67,15 @@ impl Credentials {
         Ok(())
     }
 
+    /// Of all that a principal may show, in the order of the configuration.
+    pub fn hashes(&self, principal_index: usize) -> Vec<[u8; 32]> {
+        let known = self.tokens.iter().chain(&self.passwords);
+        known
+            .filter(|known| known.principal_index as usize == principal_index)
+            .map(|known| known.hash)
+            .collect()
+    }
+
     /// The principal that the value of an Authorization field belongs to.
     pub fn principal(&self, value: &[u8]) -> Option<usize> {
         let mut buffer = [0; BASIC_SIZE_MAX];

@@ -49,6 +49,12 @@ impl Signer {
         })
     }
 
+    /// One for each key, the same for the same key, which it does not show: what it makes of an empty body.
+    pub fn key_digests(&self) -> Vec<Signature> {
+        let digest = |key: &Hmac<Sha256>| key.clone().finalize().into_bytes().into();
+        self.keys.iter().map(digest).collect()
+    }
+
     /// The signature that a head has for this principal; `None` where it has none, or not of this form.
     pub fn signature(&self, head: &[u8]) -> Result<Option<Signature>, Reject> {
         let value = h1::field(head, &self.header)?;

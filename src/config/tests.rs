@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 
 use crate::limits::{SLAB_COUNT_MAX, TAG_SIZE_MAX, upload_buffer_size_min};
 
-const DOCUMENT: &str = include_str!("../../docs/CONFIG.md");
+pub(super) const DOCUMENT: &str = include_str!("../../docs/CONFIG.md");
 
-fn parse(text: &str) -> Result<Config, ConfigErrors> {
+pub(super) fn parse(text: &str) -> Result<Config, ConfigErrors> {
     Config::parse(text, Path::new("weir.toml"), Path::new(""))
 }
 
@@ -1085,7 +1085,7 @@ const NESTED_SECTIONS: [&str; 5] = [
 ];
 
 /// The keys that the code knows, dotted, from its own refusal of one that it doesn't know.
-fn code_keys() -> BTreeSet<String> {
+pub(super) fn code_keys() -> BTreeSet<String> {
     let known = |key: &str| -> Vec<String> {
         let message = error_of(&setting(key, "1"));
         let (_, names) = message.split_once("use ").expect(&message);

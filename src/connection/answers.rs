@@ -51,14 +51,14 @@ impl Connection {
                 persistence,
             } = unsettled;
             let core = &self.core;
-            let deadline =
-                (ticket.ack == Ack::Delivered).then(|| Instant::now() + core.config.limits.ack);
+            let deadline = (ticket.ack == Ack::Delivered)
+                .then(|| Instant::now() + core.live().config.limits.ack);
             let kept = core.upload_buffers.acks().settled(ticket, deadline).await;
             let date = core.clock.date();
             match kept {
                 Ok(()) => {
                     core.count_accepted(record_count, row_bytes);
-                    let status = core.config.response.status.code();
+                    let status = core.live().config.response.status.code();
                     self.replies
                         .accepted(status, ticket.ack, record_count, &date, persistence);
                 }

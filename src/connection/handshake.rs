@@ -9,8 +9,10 @@
 use super::inbox::Inbox;
 use super::transport::Transport;
 use super::{Connection, Unserved};
+use crate::admission::Certificate;
 use crate::error::Reject;
 use crate::http::proxy;
+use crate::live::Live;
 use crate::metrics::Count;
 use crate::tls::TlsError;
 
@@ -95,15 +97,26 @@ impl Connection {
                     return Err(Unserved::End);
                 }
             }
-            if let Transport::Tls(session) = &self.transport
-                && session.handshaken()
-            {
-                let shown = session.peer_certificate();
-                self.certificate = self.core.admission.certificate(shown);
+            if self.transport.handshaken() {
                 self.core
                     .metrics
                     .update(|update| update.add(Count::TlsHandshakes, 1));
                 return Ok((!inbox.is_empty()).then_some(inbox));
+            }
+        }
+    }
+
+    /// Whose certificate the peer has shown, by the principals of `live`.
+    pub(super) fn certificate(&mut self, live: &Live) -> Certificate {
+        let Transport::Tls(session) = &self.transport else {
+            return Certificate::None;
+        };
+        match self.certificate {
+            Some((generation, certificate)) if generation == live.generation => certificate,
+            _ => {
+                let certificate = live.admission.certificate(session.peer_certificate());
+                self.certificate = Some((live.generation, certificate));
+                certificate
             }
         }
     }

@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::body::{SegmentBlob, lend};
 use super::dead_letter::{DeadLetters, Reason};
 use super::kusto::{BlobMeta, Delivery, Kusto};
-use super::settlement::Settlement;
+use super::settlement::{Delivering, Settlement};
 use super::{Fate, backoff};
 use crate::config::{Config, Table};
 use crate::error::{Remedy, UploadError};
@@ -73,7 +73,12 @@ impl<D: Disk> Courier<D> {
     }
 
     /// Delivers one batch, from the attempt in `place` to its end.
-    pub async fn deliver(self: Arc<Self>, mut batch: Batch, place: OwnedSemaphorePermit) {
+    pub async fn deliver(
+        self: Arc<Self>,
+        mut batch: Batch,
+        place: OwnedSemaphorePermit,
+        _delivering: Delivering,
+    ) {
         let memory = batch.memory.take();
         let mut memory =
             memory.map(|memory| lend(memory, self.settlement.handover(&batch).clone()));
@@ -98,6 +103,9 @@ impl<D: Disk> Courier<D> {
             if error.remedy == Remedy::DeadLetter && self.bury(&batch, &memory, &error).await {
                 self.settle(batch, Fate::DeadLetter, memory).await;
                 return;
+            }
+            if self.draining() {
+                self.settlement.underway.give_up();
             }
             if batch.spooled.is_some() {
                 // Its core needs the memory more; the segment has it all.

@@ -7,11 +7,13 @@
 //! Not here: delivering.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
 
 use super::{Delivered, Fate, Handover, UplinkMetrics};
-use crate::spool::Spool;
 use crate::spool::disk::Disk;
+use crate::spool::{Segments, Spool};
 use crate::upload_buffer::Batch;
 
 /// What settling needs.
@@ -20,6 +22,51 @@ pub struct Settlement<D> {
     pub handovers: Arc<Vec<Arc<Handover>>>,
     pub spool: Option<Arc<Spool<D>>>,
     pub metrics: Arc<UplinkMetrics>,
+    pub underway: Arc<Underway>,
+}
+
+/// Deliveries that have begun and not ended, and whether a drain goes on with what is in the spool alone.
+#[derive(Debug, Default)]
+pub struct Underway {
+    count: AtomicUsize,
+    ended: Notify,
+    gave_up: AtomicBool,
+}
+
+/// One of them, until it is settled or its batch is where it came from.
+pub struct Delivering(Arc<Underway>);
+
+impl Drop for Delivering {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::SeqCst);
+        self.0.ended.notify_one();
+    }
+}
+
+impl Underway {
+    /// To be called before a batch is taken, so that none is ever nowhere.
+    pub fn begin(self: &Arc<Self>) -> Delivering {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        Delivering(self.clone())
+    }
+
+    /// A delivery failed during a drain: what is in the spool alone stays there.
+    pub fn give_up(&self) {
+        self.gave_up.store(true, Ordering::SeqCst);
+    }
+
+    pub fn gave_up(&self) -> bool {
+        self.gave_up.load(Ordering::SeqCst)
+    }
+
+    /// Completes when everything in the spool is delivered, or nobody goes on with it. For one caller.
+    pub async fn all_ended(&self, segments: &Segments) {
+        while !(self.gave_up() || segments.backlog_count() == 0)
+            || self.count.load(Ordering::SeqCst) > 0
+        {
+            self.ended.notified().await;
+        }
+    }
 }
 
 impl<D: Disk> Settlement<D> {

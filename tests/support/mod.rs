@@ -111,8 +111,7 @@ impl Weir {
         self.child.id()
     }
 
-    /// Waits until everything is delivered, then [`Weir::stop`]: what a core took the memory back of stays in the spool
-    /// where the end comes first.
+    /// Waits until everything is delivered, then [`Weir::stop`], whose drain delivers for `limits.drain` at most.
     pub fn stop_delivered(self) -> Stopped {
         let deadline = Instant::now() + PATIENCE;
         let waits = |page: String| {
@@ -146,6 +145,11 @@ impl Weir {
     /// Puts a file where the table's directory should be, so that nothing can be delivered; or takes it away again.
     pub fn block_delivery(&self, table: &str, blocked: bool) {
         block_delivery(self.directory.path(), table, blocked);
+    }
+
+    /// Waits until it ends by itself; the exit code.
+    pub fn wait(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
     }
 
     /// Sends SIGTERM and waits; the exit code and the log.
