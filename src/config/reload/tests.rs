@@ -61,6 +61,7 @@ fn samples() -> Vec<(&'static str, String, String, &'static str, What)> {
         "limits.wait",
         "limits.ack",
         "limits.drain",
+        "deadlines.handshake",
         "deadlines.head",
         "deadlines.body_start",
         "deadlines.body",
@@ -190,6 +191,35 @@ fn samples() -> Vec<(&'static str, String, String, &'static str, What)> {
         };
         add(key, &text, values, reported, Applies);
     }
+    for (key, values) in [
+        (
+            "listener.tls.certificate",
+            ["certificate = \"a\"", "certificate = \"b\""],
+        ),
+        ("listener.tls.key", ["key = \"a\"", "key = \"b\""]),
+        (
+            "listener.tls.client_ca",
+            ["client_ca = \"a\"", "client_ca = \"b\""],
+        ),
+        (
+            "listener.tls.client_crl",
+            ["client_crl = \"a\"", "client_crl = \"b\""],
+        ),
+        (
+            "listener.tls.client_auth",
+            ["client_auth = \"required\"", "client_auth = \"optional\""],
+        ),
+    ] {
+        let mut keys = vec!["certificate = \"c\"", "key = \"k\"", "client_ca = \"ca\""];
+        let name = values[0].split(' ').next().unwrap();
+        keys.retain(|other| other.split(' ').next() != Some(name));
+        keys.push("@");
+        let text = format!(
+            "[[listener]]\naddress = \"127.0.0.1:1\"\ntls = {{ {} }}",
+            keys.join(", ")
+        );
+        add(key, &text, values, "listener[127.0.0.1:1].tls", Restarts);
+    }
     // --- principals
     add(
         "principal.name",
@@ -243,6 +273,12 @@ fn samples() -> Vec<(&'static str, String, String, &'static str, What)> {
             "hmac = { secrets = [{ env = \"A\" }], encoding = \"@\" }",
             ["hex", "base64"],
             "principal[p].hmac",
+        ),
+        (
+            "principal.certificate.subjects",
+            "certificate = { subjects = [\"CN=@\"] }",
+            ["a", "b"],
+            "principal[p].certificate",
         ),
         (
             "principal.rate.requests",
