@@ -13,6 +13,7 @@ mod client;
 mod cpu;
 mod process;
 mod server;
+mod side;
 
 mod answerer;
 mod durable;
@@ -20,6 +21,7 @@ mod floor_b;
 mod machine;
 
 mod ceiling;
+mod compare;
 mod idle;
 mod kill_report;
 mod kusto;
@@ -48,6 +50,8 @@ struct CommandLine {
 enum Command {
     /// Requests per second and efficiency against the floors (the default)
     Throughput(throughput::Arguments),
+    /// What a change costs: two binaries in turn, and the quotients of their rounds
+    Compare(compare::Arguments),
     /// Resident memory over many requests, on kept-alive and on fresh connections
     Soak(soak::Arguments),
     /// Resident memory of idle kept-alive connections
@@ -95,6 +99,7 @@ fn measure(arguments: CommandLine) -> Result<()> {
     match arguments.command {
         None => throughput::run(&arguments.throughput),
         Some(Command::Throughput(arguments)) => throughput::run(&arguments),
+        Some(Command::Compare(arguments)) => compare::run(&arguments),
         Some(Command::Soak(arguments)) => soak::run(&arguments),
         Some(Command::Idle(arguments)) => idle::run(&arguments),
         Some(Command::Lone(arguments)) => lone::run(&arguments),
