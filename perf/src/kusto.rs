@@ -191,6 +191,7 @@ fn load(arguments: &Arguments, server: &Server, requests: &[Request]) -> Result<
             request_count_max: due.saturating_sub(started),
             duration_max: time,
             in_flight_max: usize::MAX,
+            rate: None,
         };
         if bounds.request_count_max > 0 {
             let outcome = client.run(&bounds)?;

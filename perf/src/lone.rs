@@ -119,6 +119,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         request_count_max: 1,
         duration_max: ANSWER_TIMEOUT,
         in_flight_max: 1,
+        rate: None,
     };
     // Beside the spool's directory and not in it: that is weir's.
     let directory = tempfile::Builder::new()

@@ -22,6 +22,7 @@ mod machine;
 
 mod ceiling;
 mod compare;
+mod connections;
 mod idle;
 mod kill_report;
 mod kusto;
@@ -56,6 +57,8 @@ enum Command {
     Soak(soak::Arguments),
     /// Resident memory of idle kept-alive connections
     Idle(idle::Arguments),
+    /// Ten thousand connections of which few are active at a time: latency, and memory beside the plan
+    Connections(connections::Arguments),
     /// How soon one small request at a time is answered durably, beside an fdatasync
     Lone(lone::Arguments),
     /// Kills weir again and again, and looks whether anything acknowledged was lost
@@ -102,6 +105,7 @@ fn measure(arguments: CommandLine) -> Result<()> {
         Some(Command::Compare(arguments)) => compare::run(&arguments),
         Some(Command::Soak(arguments)) => soak::run(&arguments),
         Some(Command::Idle(arguments)) => idle::run(&arguments),
+        Some(Command::Connections(arguments)) => connections::run(&arguments),
         Some(Command::Lone(arguments)) => lone::run(&arguments),
         Some(Command::Kill(arguments)) => kill_report::run(&arguments),
         Some(Command::Kusto(arguments)) => kusto::run(&arguments),

@@ -14,6 +14,7 @@ use clap::ValueEnum;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
 use weir_perf::child::{Weir, free_address, metric_sum};
@@ -69,6 +70,10 @@ pub struct ServerOptions {
     pub floor_receive: bool,
     /// `limits.connections`, where the default is too small.
     pub connections_max: Option<usize>,
+    /// Connections come from so many addresses that the default of `limits.connections_per_address` does.
+    pub is_spread: bool,
+    /// `deadlines.idle`, where the default is too short.
+    pub idle: Option<&'static str>,
 }
 
 impl ServerOptions {
@@ -82,6 +87,8 @@ impl ServerOptions {
             spool_parent: arguments.spool_directory.clone(),
             floor_receive: false,
             connections_max: None,
+            is_spread: false,
+            idle: None,
         }
     }
 }
@@ -93,12 +100,13 @@ pub struct Server {
     /// Holds the spool. Dropped after the process that has it locked.
     spool: TempDir,
     /// Holds the configuration and the log.
-    _directory: TempDir,
+    directory: TempDir,
+    binary: PathBuf,
 }
 
 impl Server {
-    /// Starts `weir`, and returns once it accepts connections.
-    pub fn start(weir: &Path, cpus: CpuPlan, options: &ServerOptions) -> Result<Server> {
+    /// Starts a weir, and returns once it accepts connections.
+    pub fn start(weir_path: &Path, cpus: CpuPlan, options: &ServerOptions) -> Result<Server> {
         let prefix = || {
             let mut builder = tempfile::Builder::new();
             builder.prefix("weir-perf-");
@@ -124,7 +132,7 @@ impl Server {
         };
         // The child inherits this thread's affinity.
         cpu::pin(cpus.server)?;
-        let spawned = Weir::spawn(weir, directory.path(), more);
+        let spawned = Weir::spawn(weir_path, directory.path(), more);
         cpu::pin(cpus.client)?;
         let mut weir = spawned?;
         let address = weir.listening(START_TIMEOUT)?;
@@ -133,7 +141,8 @@ impl Server {
             address,
             admin,
             spool,
-            _directory: directory,
+            directory,
+            binary: weir_path.to_owned(),
         })
     }
 
@@ -155,6 +164,17 @@ impl Server {
     /// Names of its threads that are not confined to `cpu`.
     pub fn threads_elsewhere(&self, cpu: usize) -> Result<Vec<String>> {
         process::threads_elsewhere(self.weir.pid(), cpu)
+    }
+
+    /// What `weir plan` says that it holds in memory, in bytes; as precise as the plan is printed.
+    pub fn planned_bytes(&self) -> Result<u64> {
+        let plan = Command::new(&self.binary)
+            .args(["plan", "--config", "weir.toml"])
+            .current_dir(self.directory.path())
+            .output()
+            .context("weir plan")?;
+        let text = String::from_utf8_lossy(&plan.stdout);
+        plan_total(&text).with_context(|| format!("no total in what `weir plan` says: {text}"))
     }
 
     /// The metrics page, as text.
@@ -224,11 +244,34 @@ ack = "{ack}"
         options.level
     );
     if let Some(connections) = options.connections_max {
-        text.push_str(&format!(
-            "\n[limits]\nconnections = {connections}\nconnections_per_address = {connections}\n"
-        ));
+        text.push_str(&format!("\n[limits]\nconnections = {connections}\n"));
+        if !options.is_spread {
+            text.push_str(&format!("connections_per_address = {connections}\n"));
+        }
+    }
+    if let Some(idle) = options.idle {
+        text.push_str(&format!("\n[deadlines]\nidle = \"{idle}\"\n"));
     }
     text
+}
+
+/// The total of a memory plan, in bytes.
+fn plan_total(plan: &str) -> Option<u64> {
+    let total = plan
+        .lines()
+        .find_map(|line| line.strip_prefix("= total"))?
+        .trim();
+    let number_size =
+        total.find(|character: char| !character.is_ascii_digit() && character != '.')?;
+    let (number, unit) = total.split_at(number_size);
+    let unit_size = match unit {
+        "B" => 1.0,
+        "KiB" => 1024.0,
+        "MiB" => 1024.0 * 1024.0,
+        "GiB" => 1024.0 * 1024.0 * 1024.0,
+        _ => return None,
+    };
+    Some((number.parse::<f64>().ok()? * unit_size) as u64)
 }
 
 /// What a server says of its commits, since its start or between two pages.
@@ -287,6 +330,8 @@ mod tests {
             spool_parent: None,
             floor_receive: false,
             connections_max: None,
+            is_spread: false,
+            idle: None,
         }
     }
 
@@ -309,14 +354,37 @@ mod tests {
         assert!(!text.contains("[limits]"));
         let other = ServerOptions {
             connections_max: Some(10_100),
+            idle: Some("1h"),
             destination: Destination::Plain(PlainDestination::Directory),
             ..options(Ack::Durable)
         };
         let text = config_text(admin, spool, &other);
         assert!(text.contains("type = \"directory\"\npath = \"out\"\n"));
         assert!(text.ends_with(
-            "ack = \"durable\"\n\n[limits]\nconnections = 10100\nconnections_per_address = 10100\n"
+            "ack = \"durable\"\n\n[limits]\nconnections = 10100\nconnections_per_address = 10100\n\n\
+             [deadlines]\nidle = \"1h\"\n"
         ));
+    }
+
+    #[test]
+    fn connections_of_many_addresses_meet_the_default_limit() {
+        let admin = "127.0.0.1:4711".parse().expect("an address");
+        let spread = ServerOptions {
+            connections_max: Some(10_100),
+            is_spread: true,
+            ..options(Ack::Memory)
+        };
+        let text = config_text(admin, Path::new("/a"), &spread);
+        assert!(text.ends_with("[limits]\nconnections = 10100\n"));
+    }
+
+    #[test]
+    fn the_total_of_a_plan_is_read() {
+        let plan = "= one core      63.89MiB\n\nprocess\n= total         84.50MiB\n\nlimit: none\n";
+        assert_eq!(plan_total(plan), Some(88_604_672));
+        assert_eq!(plan_total("= total  2GiB"), Some(2 << 30));
+        assert_eq!(plan_total("= total  many"), None);
+        assert_eq!(plan_total(""), None);
     }
 
     #[test]

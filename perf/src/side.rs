@@ -54,7 +54,7 @@ impl<'a> Side<'a> {
             sources: Vec::new(),
         };
         let mut client = Client::new(server.address(), requests, client_options)?;
-        let warm_up = client.run(&for_duration(WARM_UP))?;
+        let warm_up = client.run(&Bounds::for_duration(WARM_UP))?;
         warm_up.require_success().context("warming up")?;
         Ok(Side {
             server,
@@ -71,7 +71,7 @@ impl<'a> Side<'a> {
     pub fn round(&mut self, duration: Duration) -> Result<Round> {
         let before = self.server.sample()?;
         let client_before = cpu::thread_time();
-        let outcome = self.client.run(&for_duration(duration))?;
+        let outcome = self.client.run(&Bounds::for_duration(duration))?;
         let client_cpu = cpu::thread_time().saturating_sub(client_before);
         let after = self.server.sample()?;
         outcome.require_success()?;
@@ -129,14 +129,6 @@ impl<'a> Side<'a> {
     pub fn stop(self) -> Result<()> {
         drop(self.client);
         self.server.stop()
-    }
-}
-
-fn for_duration(duration_max: Duration) -> Bounds {
-    Bounds {
-        request_count_max: u64::MAX,
-        duration_max,
-        in_flight_max: usize::MAX,
     }
 }
 

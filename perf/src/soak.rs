@@ -79,6 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 request_count_max: slice,
                 duration_max: SLICE_TIME_MAX,
                 in_flight_max: usize::MAX,
+                rate: None,
             };
             let outcome = client.run(&bounds)?;
             outcome.require_success().context(phase)?;
