@@ -47,6 +47,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             fresh_connections: false,
             check_answers: true,
             sources: Vec::new(),
+            tls: None,
         };
         let mut client = Client::new(server.address(), requests, options)?;
         let bounds = Bounds::for_duration(Duration::from_secs(arguments.seconds));

@@ -5,20 +5,23 @@
 //!
 //! Invariants: no request is sent twice; every request sent is counted once, as an answer by status or as a failure;
 //! only loopback addresses are connected to; a run ends by count or by time.
-//! Not here: pipelining (a sender that waits for its answer is what the server's users run), TLS, HTTP/2.
+//! Not here: pipelining (a sender that waits for its answer is what the server's users run); TLS, which `transport` does
+//! for it; HTTP/2, which `client_http2` speaks.
 
 use crate::answer::AnswerReader;
 use crate::request::Request;
+use crate::transport::Transport;
 use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
-use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustls::ClientConfig;
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Events taken from the kernel at once.
@@ -42,6 +45,8 @@ pub struct ClientOptions {
     pub check_answers: bool,
     /// Local addresses to connect from, in turn; empty lets the kernel choose.
     pub sources: Vec<Ipv4Addr>,
+    /// With it, connections are TLS.
+    pub tls: Option<Arc<ClientConfig>>,
 }
 
 /// What ends a run.
@@ -195,7 +200,7 @@ enum Phase {
 }
 
 struct Connection {
-    stream: Option<TcpStream>,
+    stream: Option<Transport>,
     phase: Phase,
     /// Index into the requests.
     request: usize,
@@ -432,7 +437,7 @@ impl<'a> Client<'a> {
     }
 
     /// A nonblocking connect, registered with epoll; writability says when it is through.
-    fn connect(&mut self, index: usize) -> Result<TcpStream> {
+    fn connect(&mut self, index: usize) -> Result<Transport> {
         let family = match self.target.ip() {
             IpAddr::V4(_) => AddressFamily::INET,
             IpAddr::V6(_) => AddressFamily::INET6,
@@ -440,7 +445,12 @@ impl<'a> Client<'a> {
         let socket = rustix::net::socket_with(
             family,
             SocketType::STREAM,
-            SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
+            if self.options.tls.is_some() {
+                // The handshake is done before anything else happens: it is not what is measured.
+                SocketFlags::CLOEXEC
+            } else {
+                SocketFlags::NONBLOCK | SocketFlags::CLOEXEC
+            },
             None,
         )
         .context("socket")?;
@@ -459,11 +469,11 @@ impl<'a> Client<'a> {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut stream = TcpStream::from_std(std::net::TcpStream::from(socket));
+        let mut stream = Transport::new(socket.into(), self.options.tls.as_ref())?;
         self.poll
             .registry()
             .register(
-                &mut stream,
+                stream.socket(),
                 Token(index),
                 Interest::READABLE | Interest::WRITABLE,
             )
@@ -474,10 +484,13 @@ impl<'a> Client<'a> {
     /// Does what the connection's socket allows now. Spurious calls are harmless.
     fn advance(&mut self, index: usize) -> Progress {
         let connection = &mut self.connections[index];
-        let Some(stream) = &connection.stream else {
+        let Some(stream) = &mut connection.stream else {
             return Progress::Waiting;
         };
+        let is_unsent =
+            connection.sent < self.requests[connection.request].bytes.len() || stream.has_unsent();
         if connection.phase == Phase::Connecting {
+            let stream = stream.socket();
             match stream.take_error() {
                 Ok(None) => {}
                 Ok(Some(error)) | Err(error) => {
@@ -492,9 +505,7 @@ impl<'a> Client<'a> {
         }
         let request = &self.requests[connection.request];
         let send_failed = match connection.phase {
-            Phase::Awaiting if connection.sent < request.bytes.len() => {
-                connection.send(request).err()
-            }
+            Phase::Awaiting if is_unsent => connection.send(request).err(),
             _ => None,
         };
         // A server that refuses a body answers before it resets, so the answer is looked for first.
@@ -564,7 +575,10 @@ impl Connection {
                 Err(error) => return Err(format!("send: {error}")),
             }
         }
-        Ok(())
+        match stream.flush() {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => Err(format!("send: {error}")),
+            _ => Ok(()),
+        }
     }
 
     /// Reads until the answer is complete or the socket is empty.
@@ -629,6 +643,7 @@ mod tests {
             fresh_connections: false,
             check_answers: false,
             sources: Vec::new(),
+            tls: None,
         }
     }
 

@@ -85,6 +85,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         fresh_connections: false,
         check_answers: true,
         sources: loopback_sources(connection_count as u64, CONNECTIONS_PER_SOURCE),
+        tls: None,
     };
     let mut client = Client::new(server.address(), &requests, client_options)?;
     // As many requests as connections, each to the one that waited longest: one each.

@@ -62,6 +62,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             fresh_connections: false,
             check_answers: true,
             sources: loopback_sources(connection_count as u64, CONNECTIONS_PER_SOURCE),
+            tls: None,
         };
         Client::new(server.address(), &requests, options)
     };

@@ -163,6 +163,7 @@ fn load(arguments: &Arguments, server: &Server, requests: &[Request]) -> Result<
         fresh_connections: false,
         check_answers: true,
         sources: Vec::new(),
+        tls: None,
     };
     let mut client = Client::new(server.address(), requests, options)?;
     let row_size = requests

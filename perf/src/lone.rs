@@ -113,6 +113,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         fresh_connections: false,
         check_answers: true,
         sources: Vec::new(),
+        tls: None,
     };
     let mut client = Client::new(server.address(), &requests, client_options)?;
     let one = Bounds {

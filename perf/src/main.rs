@@ -9,6 +9,8 @@ mod request;
 
 mod answer;
 mod client;
+mod client_http2;
+mod transport;
 
 mod cpu;
 mod process;
@@ -23,6 +25,7 @@ mod machine;
 mod ceiling;
 mod compare;
 mod connections;
+mod front_door;
 mod idle;
 mod kill_report;
 mod kusto;
@@ -51,6 +54,8 @@ struct CommandLine {
 enum Command {
     /// Requests per second and efficiency against the floors (the default)
     Throughput(throughput::Arguments),
+    /// What TLS and HTTP/2 cost, beside plain HTTP/1.1
+    FrontDoor(front_door::Arguments),
     /// What a change costs: two binaries in turn, and the quotients of their rounds
     Compare(compare::Arguments),
     /// Resident memory over many requests, on kept-alive and on fresh connections
@@ -102,6 +107,7 @@ fn measure(arguments: CommandLine) -> Result<()> {
     match arguments.command {
         None => throughput::run(&arguments.throughput),
         Some(Command::Throughput(arguments)) => throughput::run(&arguments),
+        Some(Command::FrontDoor(arguments)) => front_door::run(&arguments),
         Some(Command::Compare(arguments)) => compare::run(&arguments),
         Some(Command::Soak(arguments)) => soak::run(&arguments),
         Some(Command::Idle(arguments)) => idle::run(&arguments),

@@ -9,6 +9,7 @@
 use crate::ServerArguments;
 use crate::cpu::{self, CpuPlan};
 use crate::process::{self, Sample};
+use crate::transport::Identity;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use std::fs;
@@ -74,6 +75,12 @@ pub struct ServerOptions {
     pub is_spread: bool,
     /// `deadlines.idle`, where the default is too short.
     pub idle: Option<&'static str>,
+    /// With it, the listener speaks TLS.
+    pub tls: Option<Identity>,
+    /// The listener speaks HTTP/2 as well.
+    pub http2: bool,
+    /// `limits.requests_per_connection`, where a connection is to last.
+    pub requests_per_connection: Option<u64>,
 }
 
 impl ServerOptions {
@@ -89,6 +96,9 @@ impl ServerOptions {
             connections_max: None,
             is_spread: false,
             idle: None,
+            tls: None,
+            http2: false,
+            requests_per_connection: None,
         }
     }
 }
@@ -125,6 +135,9 @@ impl Server {
             config_text(admin, &spool_path, options),
         )
         .context("writing the configuration")?;
+        if let Some(identity) = &options.tls {
+            identity.write(directory.path())?;
+        }
         let more: &[&str] = if options.floor_receive {
             &["--floor-receive"]
         } else {
@@ -215,12 +228,19 @@ fn config_text(admin: SocketAddr, spool: &Path, options: &ServerOptions) -> Stri
         Destination::Kusto(text) => text,
     };
     let ack = options.ack.name();
+    let mut front = String::new();
+    if options.tls.is_some() {
+        front.push_str("tls = { certificate = \"tls.crt\", key = \"tls.key\" }\n");
+    }
+    if options.http2 {
+        front.push_str("http2 = true\n");
+    }
     let mut text = format!(
         r#"cores = 1
 
 [[listener]]
 address = "127.0.0.1:0"
-
+{front}
 [admin]
 address = "{admin}"
 
@@ -243,11 +263,18 @@ ack = "{ack}"
         options.spool_size,
         options.level
     );
+    let mut limits = String::new();
     if let Some(connections) = options.connections_max {
-        text.push_str(&format!("\n[limits]\nconnections = {connections}\n"));
+        limits.push_str(&format!("connections = {connections}\n"));
         if !options.is_spread {
-            text.push_str(&format!("connections_per_address = {connections}\n"));
+            limits.push_str(&format!("connections_per_address = {connections}\n"));
         }
+    }
+    if let Some(requests) = options.requests_per_connection {
+        limits.push_str(&format!("requests_per_connection = {requests}\n"));
+    }
+    if !limits.is_empty() {
+        text.push_str(&format!("\n[limits]\n{limits}"));
     }
     if let Some(idle) = options.idle {
         text.push_str(&format!("\n[deadlines]\nidle = \"{idle}\"\n"));
@@ -332,6 +359,9 @@ mod tests {
             connections_max: None,
             is_spread: false,
             idle: None,
+            tls: None,
+            http2: false,
+            requests_per_connection: None,
         }
     }
 
@@ -376,6 +406,22 @@ mod tests {
         };
         let text = config_text(admin, Path::new("/a"), &spread);
         assert!(text.ends_with("[limits]\nconnections = 10100\n"));
+    }
+
+    #[test]
+    fn a_listener_is_told_what_it_speaks() {
+        let admin = "127.0.0.1:4711".parse().expect("an address");
+        let secure = ServerOptions {
+            tls: Some(Identity::new().expect("made")),
+            http2: true,
+            requests_per_connection: Some(1_000_000),
+            ..options(Ack::Memory)
+        };
+        let text = config_text(admin, Path::new("/a"), &secure);
+        assert!(text.contains(
+            "address = \"127.0.0.1:0\"\ntls = { certificate = \"tls.crt\", key = \"tls.key\" }\nhttp2 = true\n"
+        ));
+        assert!(text.ends_with("[limits]\nrequests_per_connection = 1000000\n"));
     }
 
     #[test]

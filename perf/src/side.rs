@@ -8,6 +8,7 @@
 //! Not here: which servers are compared, and what is said about it.
 
 use crate::client::{Bounds, Client, ClientOptions, Outcome};
+use crate::client_http2::Http2Client;
 use crate::cpu::{self, CpuPlan};
 use crate::request::Request;
 use crate::server::{Server, ServerOptions};
@@ -19,10 +20,33 @@ use weir_perf::child;
 /// Before the first round, per server.
 const WARM_UP: Duration = Duration::from_millis(300);
 
+/// What sends the requests.
+enum Driver<'a> {
+    Http1(Client<'a>),
+    Http2(Http2Client),
+}
+
+/// How a client speaks to its server.
+pub enum Speech {
+    /// Kept-alive connections, one request at a time on each.
+    Http1 { connection_count: usize },
+    /// One connection.
+    Http2 { stream_count: usize },
+}
+
+impl Driver<'_> {
+    fn run(&mut self, duration: Duration) -> Result<Outcome> {
+        match self {
+            Driver::Http1(client) => client.run(&Bounds::for_duration(duration)),
+            Driver::Http2(client) => client.run(duration),
+        }
+    }
+}
+
 /// A server with its client, and what came of all its rounds.
 pub struct Side<'a> {
     pub server: Server,
-    client: Client<'a>,
+    driver: Driver<'a>,
     pub total: Outcome,
     warm_up_answered: u64,
     cpu: Duration,
@@ -38,7 +62,7 @@ pub struct Round {
 }
 
 impl<'a> Side<'a> {
-    /// Starts `weir`, opens the connections, and lets both warm up.
+    /// Starts `weir`, opens as many connections, and lets both warm up.
     pub fn start(
         weir: &Path,
         cpus: CpuPlan,
@@ -46,19 +70,48 @@ impl<'a> Side<'a> {
         connection_count: usize,
         requests: &'a [Request],
     ) -> Result<Self> {
+        let speech = Speech::Http1 { connection_count };
+        Side::start_speaking(weir, cpus, options, speech, requests)
+    }
+
+    /// The same, over TLS where the server speaks it.
+    pub fn start_speaking(
+        weir: &Path,
+        cpus: CpuPlan,
+        options: &ServerOptions,
+        speech: Speech,
+        requests: &'a [Request],
+    ) -> Result<Self> {
         let server = Server::start(weir, cpus, options)?;
-        let client_options = ClientOptions {
-            connection_count,
-            fresh_connections: false,
-            check_answers: !options.floor_receive,
-            sources: Vec::new(),
+        let tls = |protocol| {
+            let identity = options.tls.as_ref();
+            identity
+                .map(|identity| identity.client(protocol))
+                .transpose()
         };
-        let mut client = Client::new(server.address(), requests, client_options)?;
-        let warm_up = client.run(&Bounds::for_duration(WARM_UP))?;
+        let mut driver = match speech {
+            Speech::Http1 { connection_count } => {
+                let client_options = ClientOptions {
+                    connection_count,
+                    fresh_connections: false,
+                    check_answers: !options.floor_receive,
+                    sources: Vec::new(),
+                    tls: tls("http/1.1")?,
+                };
+                Driver::Http1(Client::new(server.address(), requests, client_options)?)
+            }
+            Speech::Http2 { stream_count } => Driver::Http2(Http2Client::connect(
+                server.address(),
+                requests,
+                stream_count,
+                tls("h2")?,
+            )?),
+        };
+        let warm_up = driver.run(WARM_UP)?;
         warm_up.require_success().context("warming up")?;
         Ok(Side {
             server,
-            client,
+            driver,
             total: Outcome::new(),
             warm_up_answered: warm_up.answered,
             cpu: Duration::ZERO,
@@ -71,7 +124,7 @@ impl<'a> Side<'a> {
     pub fn round(&mut self, duration: Duration) -> Result<Round> {
         let before = self.server.sample()?;
         let client_before = cpu::thread_time();
-        let outcome = self.client.run(&Bounds::for_duration(duration))?;
+        let outcome = self.driver.run(duration)?;
         let client_cpu = cpu::thread_time().saturating_sub(client_before);
         let after = self.server.sample()?;
         outcome.require_success()?;
@@ -127,7 +180,7 @@ impl<'a> Side<'a> {
 
     /// Closes the connections, and then ends the server, which has nothing to wait for any more.
     pub fn stop(self) -> Result<()> {
-        drop(self.client);
+        drop(self.driver);
         self.server.stop()
     }
 }

@@ -72,6 +72,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             } else {
                 Vec::new()
             },
+            tls: None,
         };
         let mut client = Client::new(server.address(), &requests, options)?;
         for slice in slices(arguments.requests) {
