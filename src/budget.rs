@@ -23,7 +23,8 @@ use crate::limits::{
     CONNECTION_STATE_SIZE, CONTROL_SIZE, DEFLATE_STATE_SIZE, DELIVERY_RESTING_MAX,
     DELIVERY_STATE_SIZE, FRAME_BUFFER_SIZE, JSON_SCRATCH_FIXED_SIZE, KUSTO_CLIENT_SIZE,
     KUSTO_TRANSFER_SIZE, REACTOR_RUNTIME_SIZE, REPORT_STATE_SIZE, RING_ENTRY_COUNT,
-    RING_ENTRY_SIZE, SEGMENT_STATE_SIZE, STAGING_SIZE, UPLINK_TRANSFER_SIZE,
+    RING_ENTRY_SIZE, SEGMENT_STATE_SIZE, STAGING_SIZE, TLS_CONNECTION_STATE_SIZE, TLS_OPEN_SIZE,
+    UPLINK_TRANSFER_SIZE,
 };
 use machine::Machine;
 
@@ -133,6 +134,22 @@ impl Budget {
             "task and parser state of each open connection, idle ones too",
             Some("limits.connections"),
         );
+        if config.has_tls() {
+            self.core(
+                "TLS connections",
+                config.limits.connections,
+                TLS_CONNECTION_STATE_SIZE,
+                "keys, certificates and ciphertext to be sent of each TLS connection",
+                Some("limits.connections"),
+            );
+            self.core(
+                "TLS records",
+                1,
+                TLS_OPEN_SIZE,
+                "the records that are being opened, and the messages of one handshake",
+                None,
+            );
+        }
         self.core(
             "JSON scratch",
             1,

@@ -29,6 +29,7 @@ use crate::route::Routes;
 use crate::slab::Slabs;
 use crate::spool::Segments;
 use crate::spool::disk::Disk;
+use crate::tls::Tls;
 use crate::uplink::{Handover, Returned};
 use crate::upload_buffer::UploadBuffers;
 
@@ -45,6 +46,7 @@ pub struct Reactor<D> {
     pub config: Arc<Config>,
     /// Of all cores, so that a rate is the node's.
     pub admission: Arc<Admission>,
+    pub tls: Arc<Tls>,
     /// In the order of the configuration.
     pub listeners: Vec<TcpListener>,
     pub handover: Arc<Handover>,
@@ -89,6 +91,7 @@ pub struct Core {
     pub upload_buffers: Rc<UploadBuffers>,
     pub routes: Routes,
     pub admission: Arc<Admission>,
+    pub tls: Arc<Tls>,
     pub connections: Connections,
     pub metrics: Arc<CoreMetrics>,
     pub floor_receive: bool,
@@ -310,6 +313,7 @@ impl<D: Disk> Reactor<D> {
             upload_buffers: Rc::new(upload_buffers),
             routes: Routes::new(config),
             admission: self.admission.clone(),
+            tls: self.tls.clone(),
             connections: Connections::new(config),
             metrics: self.metrics.clone(),
             floor_receive: self.floor_receive,

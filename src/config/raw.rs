@@ -50,6 +50,17 @@ pub(super) struct RawListener {
     pub principals: Key<Vec<Spanned<String>>>,
     pub allow: Key<Vec<Spanned<String>>>,
     pub proxies: Key<Vec<Spanned<String>>>,
+    pub tls: Key<TableOf<RawListenerTls>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawListenerTls {
+    pub certificate: Key<String>,
+    pub key: Key<String>,
+    pub client_ca: Key<String>,
+    pub client_crl: Key<String>,
+    pub client_auth: Key<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -224,6 +235,7 @@ pub(super) struct RawLimits {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawDeadlines {
+    pub handshake: Key<RawDuration>,
     pub head: Key<RawDuration>,
     pub body_start: Key<RawDuration>,
     pub body: Key<RawDuration>,
@@ -262,6 +274,7 @@ pub(super) struct RawPrincipal {
     pub bearer: Key<Vec<Spanned<RawCredential>>>,
     pub basic: Key<TableOf<RawBasic>>,
     pub hmac: Key<TableOf<RawHmac>>,
+    pub certificate: Key<TableOf<RawCertificate>>,
     pub rate: Key<TableOf<RawRate>>,
 }
 
@@ -279,6 +292,12 @@ pub(super) struct RawHmac {
     pub header: Key<String>,
     pub prefix: Key<String>,
     pub encoding: Key<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawCertificate {
+    pub subjects: Key<Vec<Spanned<String>>>,
 }
 
 #[derive(Deserialize, Default)]
