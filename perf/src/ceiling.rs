@@ -47,13 +47,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             fresh_connections: false,
             check_answers: true,
             sources: Vec::new(),
+            tls: None,
         };
         let mut client = Client::new(server.address(), requests, options)?;
-        let bounds = Bounds {
-            request_count_max: u64::MAX,
-            duration_max: Duration::from_secs(arguments.seconds),
-            in_flight_max: usize::MAX,
-        };
+        let bounds = Bounds::for_duration(Duration::from_secs(arguments.seconds));
         // This thread is the client and nothing else.
         let cpu_before = cpu::thread_time();
         let outcome = client.run(&bounds)?;

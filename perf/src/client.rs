@@ -5,19 +5,23 @@
 //!
 //! Invariants: no request is sent twice; every request sent is counted once, as an answer by status or as a failure;
 //! only loopback addresses are connected to; a run ends by count or by time.
-//! Not here: pipelining (a sender that waits for its answer is what the server's users run), TLS, HTTP/2.
+//! Not here: pipelining (a sender that waits for its answer is what the server's users run); TLS, which `transport` does
+//! for it; HTTP/2, which `client_http2` speaks.
 
 use crate::answer::AnswerReader;
 use crate::request::Request;
+use crate::transport::Transport;
 use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
-use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustls::ClientConfig;
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Events taken from the kernel at once.
@@ -29,8 +33,8 @@ const GRACE: Duration = Duration::from_secs(10);
 /// A run with this many failures stops: the server is gone, and what follows says nothing new.
 const FAILURES_MAX: u64 = 1_000;
 
-/// Requests at least this large get a send buffer that holds one whole.
-const SEND_BUFFER_FROM: usize = 64 << 10;
+/// Requests at least this large get a send buffer that holds one whole, and latencies of their own.
+pub const LARGE_FROM: usize = 64 << 10;
 
 /// What stays the same from run to run.
 pub struct ClientOptions {
@@ -41,6 +45,8 @@ pub struct ClientOptions {
     pub check_answers: bool,
     /// Local addresses to connect from, in turn; empty lets the kernel choose.
     pub sources: Vec<Ipv4Addr>,
+    /// With it, connections are TLS.
+    pub tls: Option<Arc<ClientConfig>>,
 }
 
 /// What ends a run.
@@ -49,6 +55,38 @@ pub struct Bounds {
     pub duration_max: Duration,
     /// Requests without an answer at any time; more than the connections means: as many as there are connections.
     pub in_flight_max: usize,
+    /// Requests per second, evenly; without it the next one goes out as soon as a connection is ready.
+    /// With it a latency is counted from the moment at which its request was due, also where no connection was ready:
+    /// a server that stalls is not asked less. The client spins between two requests.
+    pub rate: Option<f64>,
+}
+
+impl Bounds {
+    /// As many requests as fit into a time.
+    pub fn for_duration(duration_max: Duration) -> Self {
+        Bounds {
+            request_count_max: u64::MAX,
+            duration_max,
+            in_flight_max: usize::MAX,
+            rate: None,
+        }
+    }
+
+    /// When the latency of a request begins that follows so many others and is sent `now`.
+    fn begun(&self, start: Instant, count: u64, now: Instant) -> Instant {
+        match self.rate {
+            Some(_) => self.due(start, count),
+            None => now,
+        }
+    }
+
+    /// When a request is due that follows so many others.
+    fn due(&self, start: Instant, count: u64) -> Instant {
+        match self.rate {
+            Some(rate) => start + Duration::from_secs_f64(count as f64 / rate),
+            None => start,
+        }
+    }
 }
 
 /// What a run, or several of them added up, came to.
@@ -69,6 +107,8 @@ pub struct Outcome {
     pub closed_idle: u64,
     /// Nanoseconds from the first byte written (with a fresh connection: from the connect) to the answer's last.
     pub latency: Histogram<u64>,
+    /// The same, of those requests that have at least [`LARGE_FROM`] bytes.
+    pub latency_large: Histogram<u64>,
 }
 
 impl Outcome {
@@ -83,8 +123,8 @@ impl Outcome {
             failures: 0,
             failure_first: None,
             closed_idle: 0,
-            // Constant arguments that the constructor accepts.
-            latency: Histogram::new_with_bounds(1_000, 60_000_000_000, 3).expect("valid bounds"),
+            latency: histogram(),
+            latency_large: histogram(),
         }
     }
 
@@ -102,9 +142,21 @@ impl Outcome {
             self.failure_first.clone_from(&other.failure_first);
         }
         self.closed_idle += other.closed_idle;
-        self.latency
-            .add(&other.latency)
-            .expect("the same bounds everywhere");
+        for (latency, other) in [
+            (&mut self.latency, &other.latency),
+            (&mut self.latency_large, &other.latency_large),
+        ] {
+            latency.add(other).expect("the same bounds everywhere");
+        }
+    }
+
+    /// Latencies of the requests that are not large.
+    pub fn latency_small(&self) -> Histogram<u64> {
+        let mut small = self.latency.clone();
+        small
+            .subtract(&self.latency_large)
+            .expect("a part of the same");
+        small
     }
 
     pub fn succeeded(&self) -> u64 {
@@ -134,6 +186,11 @@ impl Outcome {
     }
 }
 
+fn histogram() -> Histogram<u64> {
+    // Constant arguments that the constructor accepts.
+    Histogram::new_with_bounds(1_000, 60_000_000_000, 3).expect("valid bounds")
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Idle,
@@ -143,7 +200,7 @@ enum Phase {
 }
 
 struct Connection {
-    stream: Option<TcpStream>,
+    stream: Option<Transport>,
     phase: Phase,
     /// Index into the requests.
     request: usize,
@@ -208,10 +265,17 @@ impl<'a> Client<'a> {
             requests,
             request_next: 0,
             source_next: 0,
-            send_buffer_size: largest.filter(|size| *size >= SEND_BUFFER_FROM),
+            send_buffer_size: largest.filter(|size| *size >= LARGE_FROM),
             poll: Poll::new().context("epoll")?,
             connections,
         })
+    }
+
+    /// From now on only these connections carry requests; the others stay as they are.
+    pub fn activate(&mut self, active: Range<usize>) {
+        assert!(!active.is_empty() && active.end <= self.connections.len());
+        // Between two runs every connection is ready.
+        self.ready = active.collect();
     }
 
     /// Sends until a bound is met, then waits for the answers that are out. Connections stay open for the next run.
@@ -228,14 +292,18 @@ impl<'a> Client<'a> {
         let mut stopping = false;
 
         loop {
-            while !stopping && in_flight < in_flight_max && started_count < bounds.request_count_max
+            while !stopping
+                && in_flight < in_flight_max
+                && started_count < bounds.request_count_max
+                && bounds.due(start, started_count) <= now
             {
-                // Fewer requests than connections are out, so one is ready.
+                // Fewer requests than connections are out, so one is ready; but it may not be an active one.
                 let Some(index) = self.ready.pop_front() else {
                     break;
                 };
+                let due = bounds.begun(start, started_count, now);
                 started_count += 1;
-                match self.begin(index, now) {
+                match self.begin(index, due) {
                     Progress::Waiting => in_flight += 1,
                     progress => {
                         self.settle(index, progress, now, &mut outcome);
@@ -243,12 +311,16 @@ impl<'a> Client<'a> {
                     }
                 }
             }
-            if in_flight == 0 {
+            if in_flight == 0 && (stopping || bounds.rate.is_none()) {
                 break;
             }
 
             let patience = if stopping { deadline + GRACE } else { deadline };
-            let timeout = patience.saturating_duration_since(now);
+            let timeout = match bounds.rate {
+                // epoll waits in whole milliseconds, which would be counted as latency.
+                Some(_) if !stopping => Duration::ZERO,
+                _ => patience.saturating_duration_since(now),
+            };
             match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 result => result.context("epoll_wait")?,
@@ -269,10 +341,12 @@ impl<'a> Client<'a> {
                         if had_request
                             && !stopping
                             && started_count < bounds.request_count_max
+                            && bounds.due(start, started_count) <= now
                             && let Some(next) = self.ready.pop_front()
                         {
+                            let due = bounds.begun(start, started_count, now);
                             started_count += 1;
-                            match self.begin(next, now) {
+                            match self.begin(next, due) {
                                 Progress::Waiting => in_flight += 1,
                                 progress => self.settle(next, progress, now, &mut outcome),
                             }
@@ -363,7 +437,7 @@ impl<'a> Client<'a> {
     }
 
     /// A nonblocking connect, registered with epoll; writability says when it is through.
-    fn connect(&mut self, index: usize) -> Result<TcpStream> {
+    fn connect(&mut self, index: usize) -> Result<Transport> {
         let family = match self.target.ip() {
             IpAddr::V4(_) => AddressFamily::INET,
             IpAddr::V6(_) => AddressFamily::INET6,
@@ -371,7 +445,12 @@ impl<'a> Client<'a> {
         let socket = rustix::net::socket_with(
             family,
             SocketType::STREAM,
-            SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
+            if self.options.tls.is_some() {
+                // The handshake is done before anything else happens: it is not what is measured.
+                SocketFlags::CLOEXEC
+            } else {
+                SocketFlags::NONBLOCK | SocketFlags::CLOEXEC
+            },
             None,
         )
         .context("socket")?;
@@ -390,11 +469,11 @@ impl<'a> Client<'a> {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut stream = TcpStream::from_std(std::net::TcpStream::from(socket));
+        let mut stream = Transport::new(socket.into(), self.options.tls.as_ref())?;
         self.poll
             .registry()
             .register(
-                &mut stream,
+                stream.socket(),
                 Token(index),
                 Interest::READABLE | Interest::WRITABLE,
             )
@@ -405,10 +484,13 @@ impl<'a> Client<'a> {
     /// Does what the connection's socket allows now. Spurious calls are harmless.
     fn advance(&mut self, index: usize) -> Progress {
         let connection = &mut self.connections[index];
-        let Some(stream) = &connection.stream else {
+        let Some(stream) = &mut connection.stream else {
             return Progress::Waiting;
         };
+        let is_unsent =
+            connection.sent < self.requests[connection.request].bytes.len() || stream.has_unsent();
         if connection.phase == Phase::Connecting {
+            let stream = stream.socket();
             match stream.take_error() {
                 Ok(None) => {}
                 Ok(Some(error)) | Err(error) => {
@@ -423,9 +505,7 @@ impl<'a> Client<'a> {
         }
         let request = &self.requests[connection.request];
         let send_failed = match connection.phase {
-            Phase::Awaiting if connection.sent < request.bytes.len() => {
-                connection.send(request).err()
-            }
+            Phase::Awaiting if is_unsent => connection.send(request).err(),
             _ => None,
         };
         // A server that refuses a body answers before it resets, so the answer is looked for first.
@@ -454,9 +534,11 @@ impl<'a> Client<'a> {
                 }
                 outcome.answers_wrong += u64::from(!is_right);
                 let latency = now.duration_since(connection.started).as_nanos();
-                outcome
-                    .latency
-                    .saturating_record(u64::try_from(latency).unwrap_or(u64::MAX));
+                let latency = u64::try_from(latency).unwrap_or(u64::MAX);
+                outcome.latency.saturating_record(latency);
+                if request.bytes.len() >= LARGE_FROM {
+                    outcome.latency_large.saturating_record(latency);
+                }
                 reusable && !self.options.fresh_connections
             }
             Progress::Failed(reason) => {
@@ -493,7 +575,10 @@ impl Connection {
                 Err(error) => return Err(format!("send: {error}")),
             }
         }
-        Ok(())
+        match stream.flush() {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => Err(format!("send: {error}")),
+            _ => Ok(()),
+        }
     }
 
     /// Reads until the answer is complete or the socket is empty.
@@ -558,6 +643,7 @@ mod tests {
             fresh_connections: false,
             check_answers: false,
             sources: Vec::new(),
+            tls: None,
         }
     }
 
@@ -566,6 +652,7 @@ mod tests {
             request_count_max,
             duration_max: Duration::from_secs(60),
             in_flight_max: usize::MAX,
+            rate: None,
         }
     }
 
@@ -628,6 +715,29 @@ mod tests {
         let outcome = client.run(&bounds).expect("runs");
         outcome.require_success().expect("all answered");
         assert_eq!(client.open_count(), 50);
+    }
+
+    #[test]
+    fn only_active_connections_carry_requests_and_at_their_rate() {
+        let server = Answerer::start(None, |_| CREATED.to_vec()).expect("starts");
+        let pool = pool();
+        let mut client = Client::new(server.address(), &pool, options(10)).expect("loopback");
+        for active in [2..5, 4..8] {
+            client.activate(active);
+            let bounds = Bounds {
+                rate: Some(10_000.0),
+                ..requests(300)
+            };
+            let outcome = client.run(&bounds).expect("runs");
+            outcome.require_success().expect("all answered");
+            assert_eq!(outcome.answered, 300);
+            // The last one is due after as many intervals as there are requests before it.
+            assert!(outcome.elapsed >= Duration::from_micros(29_900));
+            assert_eq!(outcome.latency_large.len(), 100);
+            assert_eq!(outcome.latency_small().len(), 200);
+        }
+        assert_eq!(client.open_count(), 6);
+        assert_eq!(server.stop().connections, 6);
     }
 
     #[test]

@@ -18,14 +18,14 @@ use weir_perf::event;
 const BYTES_PER_CONNECTION_MAX: f64 = 4096.0;
 const POOL: u64 = 1_024;
 /// Connects under way at once; an accept queue longer than the server's backlog would drop some for a second.
-const IN_FLIGHT: usize = 64;
+pub const IN_FLIGHT: usize = 64;
 /// One source address has some 28,000 ports by default; stay well below.
 const CONNECTIONS_PER_SOURCE: u64 = 20_000;
 /// Warm-up that the idle connections are not blamed for.
 const WARM_UP_REQUESTS: u64 = 20_000;
 const WARM_UP_CONNECTIONS: usize = 64;
 /// Descriptors beside the connections: listeners, files, the ring.
-const DESCRIPTORS_SPARE: u64 = 256;
+pub const DESCRIPTORS_SPARE: u64 = 256;
 const TIME_MAX: Duration = Duration::from_secs(120);
 
 #[derive(clap::Args)]
@@ -62,6 +62,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             fresh_connections: false,
             check_answers: true,
             sources: loopback_sources(connection_count as u64, CONNECTIONS_PER_SOURCE),
+            tls: None,
         };
         Client::new(server.address(), &requests, options)
     };
@@ -69,6 +70,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         request_count_max,
         duration_max: TIME_MAX,
         in_flight_max: IN_FLIGHT,
+        rate: None,
     };
 
     let mut warm_up = client(WARM_UP_CONNECTIONS)?;
@@ -117,7 +119,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn raise_descriptor_limit(needed: u64) -> Result<()> {
+/// Raises this process's soft limit, which the server inherits.
+pub fn raise_descriptor_limit(needed: u64) -> Result<()> {
     let limit = getrlimit(Resource::Nofile);
     let is_enough = |value: Option<u64>| value.is_none_or(|value| value >= needed);
     if is_enough(limit.current) {

@@ -215,6 +215,7 @@ fn load(rate: u64, time: Duration, server: &Server, requests: &[Request]) -> Res
         fresh_connections: false,
         check_answers: true,
         sources: Vec::new(),
+        tls: None,
     };
     let mut client = Client::new(server.address(), requests, options)?;
     let row_size = requests
@@ -241,6 +242,7 @@ fn load(rate: u64, time: Duration, server: &Server, requests: &[Request]) -> Res
             request_count_max: due.saturating_sub(started),
             duration_max: time,
             in_flight_max: usize::MAX,
+            rate: None,
         };
         if bounds.request_count_max > 0 {
             let outcome = client.run(&bounds)?;

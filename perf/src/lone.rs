@@ -113,12 +113,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         fresh_connections: false,
         check_answers: true,
         sources: Vec::new(),
+        tls: None,
     };
     let mut client = Client::new(server.address(), &requests, client_options)?;
     let one = Bounds {
         request_count_max: 1,
         duration_max: ANSWER_TIMEOUT,
         in_flight_max: 1,
+        rate: None,
     };
     // Beside the spool's directory and not in it: that is weir's.
     let directory = tempfile::Builder::new()

@@ -9,10 +9,13 @@ mod request;
 
 mod answer;
 mod client;
+mod client_http2;
+mod transport;
 
 mod cpu;
 mod process;
 mod server;
+mod side;
 
 mod answerer;
 mod durable;
@@ -20,6 +23,9 @@ mod floor_b;
 mod machine;
 
 mod ceiling;
+mod compare;
+mod connections;
+mod front_door;
 mod idle;
 mod kill_report;
 mod kusto;
@@ -48,10 +54,16 @@ struct CommandLine {
 enum Command {
     /// Requests per second and efficiency against the floors (the default)
     Throughput(throughput::Arguments),
+    /// What TLS and HTTP/2 cost, beside plain HTTP/1.1
+    FrontDoor(front_door::Arguments),
+    /// What a change costs: two binaries in turn, and the quotients of their rounds
+    Compare(compare::Arguments),
     /// Resident memory over many requests, on kept-alive and on fresh connections
     Soak(soak::Arguments),
     /// Resident memory of idle kept-alive connections
     Idle(idle::Arguments),
+    /// Ten thousand connections of which few are active at a time: latency, and memory beside the plan
+    Connections(connections::Arguments),
     /// How soon one small request at a time is answered durably, beside an fdatasync
     Lone(lone::Arguments),
     /// Kills weir again and again, and looks whether anything acknowledged was lost
@@ -95,8 +107,11 @@ fn measure(arguments: CommandLine) -> Result<()> {
     match arguments.command {
         None => throughput::run(&arguments.throughput),
         Some(Command::Throughput(arguments)) => throughput::run(&arguments),
+        Some(Command::FrontDoor(arguments)) => front_door::run(&arguments),
+        Some(Command::Compare(arguments)) => compare::run(&arguments),
         Some(Command::Soak(arguments)) => soak::run(&arguments),
         Some(Command::Idle(arguments)) => idle::run(&arguments),
+        Some(Command::Connections(arguments)) => connections::run(&arguments),
         Some(Command::Lone(arguments)) => lone::run(&arguments),
         Some(Command::Kill(arguments)) => kill_report::run(&arguments),
         Some(Command::Kusto(arguments)) => kusto::run(&arguments),

@@ -20,11 +20,7 @@ pub struct Request {
 impl Request {
     /// A `POST` of `body`, which holds `record_count` records.
     pub fn post(body: &str, record_count: u64) -> Self {
-        let media_type = if record_count == 1 {
-            "application/json"
-        } else {
-            "application/x-ndjson"
-        };
+        let media_type = media_type(record_count);
         let mut bytes = format!(
             "POST /perf HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {media_type}\r\nContent-Length: {}\r\n\r\n",
             body.len()
@@ -38,6 +34,10 @@ impl Request {
             answer: format!("{{\"accepted\":{record_count}}}").into_bytes(),
             rows: Vec::new(),
         }
+    }
+
+    pub fn media_type(&self) -> &'static str {
+        media_type(self.record_count)
     }
 
     fn with_rows<'a>(mut self, records: impl Iterator<Item = &'a str>) -> Self {
@@ -59,6 +59,14 @@ impl Request {
     /// NDJSON: each line an event and a row.
     pub fn lines(body: &str) -> Self {
         Request::post(body, body.lines().count() as u64).with_rows(body.lines())
+    }
+}
+
+fn media_type(record_count: u64) -> &'static str {
+    if record_count == 1 {
+        "application/json"
+    } else {
+        "application/x-ndjson"
     }
 }
 

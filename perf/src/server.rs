@@ -9,11 +9,13 @@
 use crate::ServerArguments;
 use crate::cpu::{self, CpuPlan};
 use crate::process::{self, Sample};
+use crate::transport::Identity;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
 use weir_perf::child::{Weir, free_address, metric_sum};
@@ -71,6 +73,16 @@ pub struct ServerOptions {
     pub connections_max: Option<usize>,
     /// Let all but its reactor use the client's CPU too, as on a machine with more CPUs than reactors.
     pub uplink_apart: bool,
+    /// Connections come from so many addresses that the default of `limits.connections_per_address` does.
+    pub is_spread: bool,
+    /// `deadlines.idle`, where the default is too short.
+    pub idle: Option<&'static str>,
+    /// With it, the listener speaks TLS.
+    pub tls: Option<Identity>,
+    /// The listener speaks HTTP/2 as well.
+    pub http2: bool,
+    /// `limits.requests_per_connection`, where a connection is to last.
+    pub requests_per_connection: Option<u64>,
 }
 
 impl ServerOptions {
@@ -85,6 +97,11 @@ impl ServerOptions {
             floor_receive: false,
             connections_max: None,
             uplink_apart: false,
+            is_spread: false,
+            idle: None,
+            tls: None,
+            http2: false,
+            requests_per_connection: None,
         }
     }
 }
@@ -96,12 +113,13 @@ pub struct Server {
     /// Holds the spool. Dropped after the process that has it locked.
     spool: TempDir,
     /// Holds the configuration and the log.
-    _directory: TempDir,
+    directory: TempDir,
+    binary: PathBuf,
 }
 
 impl Server {
-    /// Starts `weir`, and returns once it accepts connections.
-    pub fn start(weir: &Path, cpus: CpuPlan, options: &ServerOptions) -> Result<Server> {
+    /// Starts a weir, and returns once it accepts connections.
+    pub fn start(weir_path: &Path, cpus: CpuPlan, options: &ServerOptions) -> Result<Server> {
         let prefix = || {
             let mut builder = tempfile::Builder::new();
             builder.prefix("weir-perf-");
@@ -120,6 +138,9 @@ impl Server {
             config_text(admin, &spool_path, options),
         )
         .context("writing the configuration")?;
+        if let Some(identity) = &options.tls {
+            identity.write(directory.path())?;
+        }
         let more: &[&str] = if options.floor_receive {
             &["--floor-receive"]
         } else {
@@ -131,7 +152,7 @@ impl Server {
         } else {
             cpu::pin(cpus.server)?;
         }
-        let spawned = Weir::spawn(weir, directory.path(), more);
+        let spawned = Weir::spawn(weir_path, directory.path(), more);
         cpu::pin(cpus.client)?;
         let mut weir = spawned?;
         let address = weir.listening(START_TIMEOUT)?;
@@ -140,7 +161,8 @@ impl Server {
             address,
             admin,
             spool,
-            _directory: directory,
+            directory,
+            binary: weir_path.to_owned(),
         })
     }
 
@@ -162,6 +184,17 @@ impl Server {
     /// Names of its threads that are not confined to `cpu`.
     pub fn threads_elsewhere(&self, cpu: usize) -> Result<Vec<String>> {
         process::threads_elsewhere(self.weir.pid(), cpu)
+    }
+
+    /// What `weir plan` says that it holds in memory, in bytes; as precise as the plan is printed.
+    pub fn planned_bytes(&self) -> Result<u64> {
+        let plan = Command::new(&self.binary)
+            .args(["plan", "--config", "weir.toml"])
+            .current_dir(self.directory.path())
+            .output()
+            .context("weir plan")?;
+        let text = String::from_utf8_lossy(&plan.stdout);
+        plan_total(&text).with_context(|| format!("no total in what `weir plan` says: {text}"))
     }
 
     /// The metrics page, as text.
@@ -202,12 +235,19 @@ fn config_text(admin: SocketAddr, spool: &Path, options: &ServerOptions) -> Stri
         Destination::Kusto(text) => text,
     };
     let ack = options.ack.name();
+    let mut front = String::new();
+    if options.tls.is_some() {
+        front.push_str("tls = { certificate = \"tls.crt\", key = \"tls.key\" }\n");
+    }
+    if options.http2 {
+        front.push_str("http2 = true\n");
+    }
     let mut text = format!(
         r#"cores = 1
 
 [[listener]]
 address = "127.0.0.1:0"
-
+{front}
 [admin]
 address = "{admin}"
 
@@ -230,12 +270,42 @@ ack = "{ack}"
         options.spool_size,
         options.level
     );
+    let mut limits = String::new();
     if let Some(connections) = options.connections_max {
-        text.push_str(&format!(
-            "\n[limits]\nconnections = {connections}\nconnections_per_address = {connections}\n"
-        ));
+        limits.push_str(&format!("connections = {connections}\n"));
+        if !options.is_spread {
+            limits.push_str(&format!("connections_per_address = {connections}\n"));
+        }
+    }
+    if let Some(requests) = options.requests_per_connection {
+        limits.push_str(&format!("requests_per_connection = {requests}\n"));
+    }
+    if !limits.is_empty() {
+        text.push_str(&format!("\n[limits]\n{limits}"));
+    }
+    if let Some(idle) = options.idle {
+        text.push_str(&format!("\n[deadlines]\nidle = \"{idle}\"\n"));
     }
     text
+}
+
+/// The total of a memory plan, in bytes.
+fn plan_total(plan: &str) -> Option<u64> {
+    let total = plan
+        .lines()
+        .find_map(|line| line.strip_prefix("= total"))?
+        .trim();
+    let number_size =
+        total.find(|character: char| !character.is_ascii_digit() && character != '.')?;
+    let (number, unit) = total.split_at(number_size);
+    let unit_size = match unit {
+        "B" => 1.0,
+        "KiB" => 1024.0,
+        "MiB" => 1024.0 * 1024.0,
+        "GiB" => 1024.0 * 1024.0 * 1024.0,
+        _ => return None,
+    };
+    Some((number.parse::<f64>().ok()? * unit_size) as u64)
 }
 
 /// What a server says of its commits, since its start or between two pages.
@@ -295,6 +365,11 @@ mod tests {
             floor_receive: false,
             connections_max: None,
             uplink_apart: false,
+            is_spread: false,
+            idle: None,
+            tls: None,
+            http2: false,
+            requests_per_connection: None,
         }
     }
 
@@ -317,14 +392,53 @@ mod tests {
         assert!(!text.contains("[limits]"));
         let other = ServerOptions {
             connections_max: Some(10_100),
+            idle: Some("1h"),
             destination: Destination::Plain(PlainDestination::Directory),
             ..options(Ack::Durable)
         };
         let text = config_text(admin, spool, &other);
         assert!(text.contains("type = \"directory\"\npath = \"out\"\n"));
         assert!(text.ends_with(
-            "ack = \"durable\"\n\n[limits]\nconnections = 10100\nconnections_per_address = 10100\n"
+            "ack = \"durable\"\n\n[limits]\nconnections = 10100\nconnections_per_address = 10100\n\n\
+             [deadlines]\nidle = \"1h\"\n"
         ));
+    }
+
+    #[test]
+    fn connections_of_many_addresses_meet_the_default_limit() {
+        let admin = "127.0.0.1:4711".parse().expect("an address");
+        let spread = ServerOptions {
+            connections_max: Some(10_100),
+            is_spread: true,
+            ..options(Ack::Memory)
+        };
+        let text = config_text(admin, Path::new("/a"), &spread);
+        assert!(text.ends_with("[limits]\nconnections = 10100\n"));
+    }
+
+    #[test]
+    fn a_listener_is_told_what_it_speaks() {
+        let admin = "127.0.0.1:4711".parse().expect("an address");
+        let secure = ServerOptions {
+            tls: Some(Identity::new().expect("made")),
+            http2: true,
+            requests_per_connection: Some(1_000_000),
+            ..options(Ack::Memory)
+        };
+        let text = config_text(admin, Path::new("/a"), &secure);
+        assert!(text.contains(
+            "address = \"127.0.0.1:0\"\ntls = { certificate = \"tls.crt\", key = \"tls.key\" }\nhttp2 = true\n"
+        ));
+        assert!(text.ends_with("[limits]\nrequests_per_connection = 1000000\n"));
+    }
+
+    #[test]
+    fn the_total_of_a_plan_is_read() {
+        let plan = "= one core      63.89MiB\n\nprocess\n= total         84.50MiB\n\nlimit: none\n";
+        assert_eq!(plan_total(plan), Some(88_604_672));
+        assert_eq!(plan_total("= total  2GiB"), Some(2 << 30));
+        assert_eq!(plan_total("= total  many"), None);
+        assert_eq!(plan_total(""), None);
     }
 
     #[test]

@@ -72,6 +72,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             } else {
                 Vec::new()
             },
+            tls: None,
         };
         let mut client = Client::new(server.address(), &requests, options)?;
         for slice in slices(arguments.requests) {
@@ -79,6 +80,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 request_count_max: slice,
                 duration_max: SLICE_TIME_MAX,
                 in_flight_max: usize::MAX,
+                rate: None,
             };
             let outcome = client.run(&bounds)?;
             outcome.require_success().context(phase)?;

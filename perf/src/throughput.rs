@@ -9,28 +9,26 @@
 //! memory; what durability costs is the quotient of the two that do the work.
 //! Not here: memory over time; see `soak`.
 
-use crate::client::{Bounds, Client, ClientOptions, Outcome};
 use crate::cpu::{self, CpuPlan};
 use crate::durable::{self, Comparison, Durable};
 use crate::floor_b::FloorB;
 use crate::machine::Machine;
 use crate::request::Request;
-use crate::server::{self, Ack, Commits, Server, ServerOptions};
+use crate::server::{self, Ack, Commits, ServerOptions};
+use crate::side::{Side, median, median_of};
 use crate::{MIB, SEED, ServerArguments};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use weir_perf::{child, event};
+use weir_perf::event;
 
 /// Rounds per case. Odd, so that the median is a round that happened.
 const ROUNDS: usize = 5;
 /// Time of floor B per case, over all rounds.
 const FLOOR_B_TIME: Duration = Duration::from_secs(2);
-/// Before the first round, per server.
-const WARM_UP: Duration = Duration::from_millis(300);
 /// Below this share of its CPU the server was waiting for the client.
 const BUSY_MIN: f64 = 0.90;
 
@@ -60,7 +58,7 @@ pub struct Arguments {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Case {
+pub enum Case {
     /// One generated large event again and again
     LargeRepeated,
     /// 128 generated large events in turn
@@ -74,7 +72,7 @@ enum Case {
 }
 
 impl Case {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Case::LargeRepeated => "large-repeated",
             Case::LargeVaried => "large-varied",
@@ -84,14 +82,14 @@ impl Case {
         }
     }
 
-    fn connection_count(self) -> u16 {
+    pub fn connection_count(self) -> u16 {
         match self {
             Case::Small => 64,
             _ => 16,
         }
     }
 
-    fn requests(self, event_path: Option<&Path>) -> Result<Vec<Request>> {
+    pub fn requests(self, event_path: Option<&Path>) -> Result<Vec<Request>> {
         Ok(match self {
             Case::LargeRepeated => vec![Request::single(&event::large_event(SEED, 0))],
             Case::LargeVaried => (0..LARGE_VARIED_POOL)
@@ -109,91 +107,6 @@ impl Case {
                 .map(|index| Request::lines(&event::ndjson(SEED, index, event::NDJSON_LINES)))
                 .collect(),
         })
-    }
-}
-
-/// A server with its client, and what came of all its rounds.
-struct Side<'a> {
-    server: Server,
-    client: Client<'a>,
-    total: Outcome,
-    warm_up_answered: u64,
-    cpu: Duration,
-    rounds: Vec<Round>,
-    rss_max: u64,
-}
-
-#[derive(Clone, Copy)]
-struct Round {
-    seconds_per_request: f64,
-    cpu_seconds_per_request: f64,
-}
-
-impl<'a> Side<'a> {
-    fn start(
-        weir: &Path,
-        cpus: CpuPlan,
-        options: &ServerOptions,
-        connection_count: usize,
-        requests: &'a [Request],
-    ) -> Result<Self> {
-        let server = Server::start(weir, cpus, options)?;
-        let client_options = ClientOptions {
-            connection_count,
-            fresh_connections: false,
-            check_answers: !options.floor_receive,
-            sources: Vec::new(),
-        };
-        let mut client = Client::new(server.address(), requests, client_options)?;
-        let warm_up = client.run(&for_duration(WARM_UP))?;
-        warm_up.require_success().context("warming up")?;
-        Ok(Side {
-            server,
-            client,
-            total: Outcome::new(),
-            warm_up_answered: warm_up.answered,
-            cpu: Duration::ZERO,
-            rounds: Vec::new(),
-            rss_max: 0,
-        })
-    }
-
-    fn round(&mut self, duration: Duration) -> Result<Round> {
-        let before = self.server.sample()?;
-        let outcome = self.client.run(&for_duration(duration))?;
-        let after = self.server.sample()?;
-        outcome.require_success()?;
-        let cpu = after.cpu.saturating_sub(before.cpu);
-        let round = Round {
-            seconds_per_request: outcome.elapsed.as_secs_f64() / outcome.answered as f64,
-            cpu_seconds_per_request: cpu.as_secs_f64() / outcome.answered as f64,
-        };
-        self.total.add(&outcome);
-        self.cpu += cpu;
-        self.rounds.push(round);
-        self.rss_max = self.rss_max.max(after.rss_bytes);
-        Ok(round)
-    }
-
-    /// Requests per second over all rounds.
-    fn rate(&self) -> f64 {
-        self.total.answered as f64 / self.total.elapsed.as_secs_f64()
-    }
-
-    fn latency(&self, quantile: f64) -> Duration {
-        Duration::from_nanos(self.total.latency.value_at_quantile(quantile))
-    }
-
-    fn cpu_share(&self) -> f64 {
-        self.cpu.as_secs_f64() / self.total.elapsed.as_secs_f64()
-    }
-}
-
-fn for_duration(duration_max: Duration) -> Bounds {
-    Bounds {
-        request_count_max: u64::MAX,
-        duration_max,
-        in_flight_max: usize::MAX,
     }
 }
 
@@ -352,8 +265,10 @@ fn measure(
             ));
         }
     }
-    check_accepted(&actual, &mut notes)?;
-    check_accepted(&durable, &mut notes).context("ack = \"durable\"")?;
+    actual.check_accepted(&mut notes)?;
+    durable
+        .check_accepted(&mut notes)
+        .context("ack = \"durable\"")?;
 
     let total = &actual.total;
     let seconds = total.elapsed.as_secs_f64();
@@ -391,41 +306,10 @@ fn measure(
         },
         notes,
     };
-    // The connections go first, so that the servers have nothing to wait for.
-    drop(floor_a.client);
-    drop(actual.client);
-    drop(durable.client);
-    durable.server.stop()?;
-    floor_a.server.stop()?;
-    actual.server.stop()?;
+    durable.stop()?;
+    floor_a.stop()?;
+    actual.stop()?;
     Ok(report)
-}
-
-/// The server must have counted as accepted exactly what the client saw answered.
-fn check_accepted(side: &Side<'_>, notes: &mut Vec<String>) -> Result<()> {
-    let page = side.server.metrics()?;
-    match child::metric_sum(&page, "weir_requests", "outcome=\"accepted\"") {
-        None => notes.push("no count of accepted requests in /metrics to compare with".to_owned()),
-        Some(counted) => {
-            let answered = side.total.succeeded() + side.warm_up_answered;
-            ensure!(
-                counted == answered as f64,
-                "the server counts {counted} accepted requests, but answered {answered}"
-            );
-        }
-    }
-    Ok(())
-}
-
-fn median_of(rounds: &[Round], value: impl Fn(&Round) -> f64) -> f64 {
-    median(&mut rounds.iter().map(value).collect::<Vec<_>>())
-}
-
-/// The middle value of an odd number of values.
-fn median(values: &mut [f64]) -> f64 {
-    assert!(values.len() % 2 == 1, "an odd number of rounds");
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 fn print_tables(reports: &[Report]) {
@@ -527,12 +411,6 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_median_ignores_one_slow_round() {
-        assert_eq!(median(&mut [1.0, 9.0, 1.5, 1.2, 1.1]), 1.2);
-        assert_eq!(median(&mut [3.0]), 3.0);
-    }
 
     #[test]
     fn each_case_sends_what_its_name_says() {

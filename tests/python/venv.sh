@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a virtual environment with the official Kusto client, pinned, and prints its Python.
+# Makes a virtual environment with the official Kusto client and httpx, pinned, and prints its Python.
 # usage: venv.sh DIRECTORY
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
