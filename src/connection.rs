@@ -14,6 +14,8 @@
 //!        0          begin                                       received size
 //! ```
 
+mod exchange;
+
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
@@ -25,14 +27,10 @@ use tokio_uring::net::TcpStream;
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
 use crate::accept::Place;
-use crate::ack::Ticket;
-use crate::admission::{self, Admitted};
-use crate::config::{Ack, Route};
 use crate::deadline::{Cut, Pace};
-use crate::encoder::{Encoded, NotEncoded, Request};
 use crate::error::{Refusal, Reject};
 use crate::http::chunked::Chunked;
-use crate::http::h1::{self, Expectation, Framing, Head, Method};
+use crate::http::h1::{self, Expectation, Framing, Head};
 use crate::http::proxy;
 use crate::http::reply::{Persistence, Replies};
 use crate::limits::{
@@ -40,6 +38,7 @@ use crate::limits::{
 };
 use crate::reactor::Core;
 use crate::slab::Slab;
+use exchange::{Promise, Unserved};
 
 /// The stream ended or failed: there is nobody to answer.
 struct Gone;
@@ -53,36 +52,15 @@ enum Next {
     Close,
 }
 
-/// Why a request ended without being accepted.
-enum Unserved {
-    Rejected(Reject),
-    Refused(Refusal),
-    Gone,
-}
-
-impl From<Refusal> for Unserved {
-    fn from(refusal: Refusal) -> Self {
-        Unserved::Refused(refusal)
-    }
-}
-
-/// A request whose rows are encoded, and which is answered when its promise is kept.
+/// A request whose answer waits for its promise.
 #[derive(Clone, Copy)]
 struct Unsettled {
-    ticket: Ticket,
-    record_count: u64,
-    row_bytes: u64,
+    promise: Promise,
     persistence: Persistence,
 }
 
 /// As many as have room in the reply buffer.
 const UNSETTLED_COUNT_MAX: usize = REPLY_BUFFER_SIZE / REPLY_SIZE_MAX;
-
-impl From<Reject> for Unserved {
-    fn from(reject: Reject) -> Self {
-        Unserved::Rejected(reject)
-    }
-}
 
 impl From<Gone> for Unserved {
     fn from(_: Gone) -> Self {
@@ -211,12 +189,10 @@ impl Connection {
             (true, true) => Persistence::KeepAliveConfirmed,
         };
         match served {
-            Ok((encoded, ticket)) => {
+            Ok(promise) => {
                 let free = self.unsettled.iter_mut().find(|place| place.is_none());
                 *free.expect("flushed where it is full") = Some(Unsettled {
-                    ticket,
-                    record_count: encoded.record_count,
-                    row_bytes: encoded.row_bytes,
+                    promise,
                     persistence,
                 });
                 Ok(match persistence {
@@ -285,9 +261,12 @@ impl Connection {
         &mut self,
         inbox: &mut Inbox,
         head: &Head,
-    ) -> Result<(Encoded, Ticket), (Unserved, Option<usize>)> {
+    ) -> Result<Promise, (Unserved, Option<usize>)> {
         let core = self.core.clone();
-        let (route, admitted) = match admit(&core, &self.place, inbox, head) {
+        let head_bytes = &inbox.pending_bytes()[..head.size];
+        let place = &self.place;
+        let admitted = exchange::admit(&core, place.listener_index, place.peer, head_bytes, head);
+        let (route, admitted) = match admitted {
             Ok(admitted) => admitted,
             Err(reject) => {
                 // Decided from the head alone; a small body that is sure to come is dropped to stay in sync.
@@ -324,49 +303,10 @@ impl Connection {
         };
         let begin = inbox.begin;
         inbox.begin = request_end;
-        if core.floor_receive {
-            let encoded = Encoded {
-                record_count: 0,
-                row_bytes: 0,
-                position: 0,
-            };
-            let ticket = Ticket {
-                table_index: route.table_index,
-                position: 0,
-                ack: Ack::Memory,
-            };
-            return Ok((encoded, ticket));
-        }
         let request = &mut inbox.slab.bytes()[begin..body_end];
-        let (head_bytes, body) = request.split_at_mut(head.size);
-        if let Err(reject) = core.admission.admit_body(&admitted, head_bytes, body) {
-            return Err((reject.into(), Some(0)));
-        }
-        let request = Request {
-            route,
-            path: &head_bytes[head.path.clone()],
-            body,
-            timestamp: core.clock.timestamp(),
-        };
-        let encoded = core
-            .encoder
-            .encode(&core.upload_buffers, request, core.wait_deadline())
-            .await;
-        match encoded {
-            Ok(encoded) => Ok((
-                encoded,
-                Ticket {
-                    table_index: route.table_index,
-                    position: encoded.position,
-                    ack: route.ack,
-                },
-            )),
-            Err(NotEncoded::Rejected(reject)) => Err((reject.into(), Some(0))),
-            Err(NotEncoded::Refused { refusal, row_count }) => {
-                core.count_unacknowledged(row_count);
-                Err((refusal.into(), Some(0)))
-            }
-        }
+        exchange::store(&core, route, &admitted, head, request)
+            .await
+            .map_err(|unserved| (unserved, Some(0)))
     }
 
     /// Reads until `request_size` bytes of the request are in one slab.
@@ -493,28 +433,20 @@ impl Connection {
                 return;
             };
             let Unsettled {
-                ticket,
-                record_count,
-                row_bytes,
+                promise,
                 persistence,
             } = unsettled;
             let core = &self.core;
-            let deadline =
-                (ticket.ack == Ack::Delivered).then(|| Instant::now() + core.config.limits.ack);
-            let kept = core.upload_buffers.acks().settled(ticket, deadline).await;
+            let kept = exchange::settle(core, &promise).await;
             let date = core.clock.date();
             match kept {
                 Ok(()) => {
-                    core.count_accepted(record_count, row_bytes);
                     let status = core.config.response.status.code();
+                    let (ack, record_count) = (promise.ticket.ack, promise.record_count);
                     self.replies
-                        .accepted(status, ticket.ack, record_count, &date, persistence);
+                        .accepted(status, ack, record_count, &date, persistence);
                 }
-                Err(refusal) => {
-                    core.count_unacknowledged(record_count);
-                    core.count_refused(refusal);
-                    self.replies.refused(refusal, &date, persistence);
-                }
+                Err(refusal) => self.replies.refused(refusal, &date, persistence),
             }
         }
     }
@@ -596,54 +528,6 @@ impl Connection {
             }
         }
     }
-}
-
-/// Decides from the head alone whether the body is wanted; its route.
-fn admit<'a>(
-    core: &'a Core,
-    place: &Place,
-    inbox: &mut Inbox,
-    head: &Head,
-) -> Result<(&'a Route, Admitted), Reject> {
-    match head.method {
-        Method::Store => {}
-        Method::Unknown => return Err(Reject::MethodUnknown),
-        method => {
-            let head = method == Method::Head;
-            return Err(Reject::Method { head });
-        }
-    }
-    let head_bytes = &inbox.pending_bytes()[..head.size];
-    let found = core.routes.find(&head_bytes[head.path.clone()]);
-    let admitted = core.admission.admit(&admission::Request {
-        listener_index: place.listener_index,
-        route_index: found.map(|(index, _)| index),
-        peer: place.peer,
-        head: head_bytes,
-        size: match head.framing {
-            Framing::Length(length) => Some(length),
-            Framing::Chunked => None,
-        },
-    })?;
-    let (Some((_, route)), Some(admitted)) = (found, admitted) else {
-        return Err(Reject::Route);
-    };
-    if head.expectation == Expectation::Unknown {
-        return Err(Reject::Expectation);
-    }
-    if head.content_encoded {
-        return Err(Reject::ContentCoding);
-    }
-    if !head.json {
-        return Err(Reject::ContentType);
-    }
-    let size_max = core.slabs.size_max() as u64;
-    if let Framing::Length(length) = head.framing
-        && length > size_max - head.size as u64
-    {
-        return Err(Reject::BodySize);
-    }
-    Ok((route, admitted))
 }
 
 /// The size of a body that is not wanted, where it is worth reading to its end.
