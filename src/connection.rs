@@ -15,6 +15,7 @@
 //! ```
 
 mod exchange;
+pub mod http2;
 
 use std::io;
 use std::net::Shutdown;
@@ -22,6 +23,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use io_uring::{cqueue, opcode, types};
 use tokio_uring::net::TcpStream;
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
@@ -30,6 +32,7 @@ use crate::accept::Place;
 use crate::deadline::{Cut, Pace};
 use crate::error::{Refusal, Reject};
 use crate::http::chunked::Chunked;
+use crate::http::frames::PREFACE;
 use crate::http::h1::{self, Expectation, Framing, Head};
 use crate::http::proxy;
 use crate::http::reply::{Persistence, Replies};
@@ -39,6 +42,7 @@ use crate::limits::{
 use crate::reactor::Core;
 use crate::slab::Slab;
 use exchange::{Promise, Unserved};
+use http2::{Ending, Http2Place, Socket};
 
 /// The stream ended or failed: there is nobody to answer.
 struct Gone;
@@ -84,6 +88,14 @@ struct Inbox {
     received: usize,
 }
 
+/// How the part of a connection that speaks HTTP/1.1 has ended.
+enum End {
+    /// The last answer is written.
+    Answered,
+    /// It is HTTP/2 from here on, with what was received of it.
+    Http2(Bytes),
+}
+
 /// Serves a connection to its end.
 pub async fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) {
     let mut connection = Connection {
@@ -94,20 +106,23 @@ pub async fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) {
         request_count: 0,
         unsettled: [None; UNSETTLED_COUNT_MAX],
     };
-    if connection.run().await.is_ok() {
-        connection.linger().await;
+    match connection.run().await {
+        Ok(End::Answered) => linger(&connection.stream).await,
+        Ok(End::Http2(received)) => connection.serve_http2(received).await,
+        Err(Gone) => {}
     }
 }
 
 impl Connection {
     /// Serves requests until the peer is gone (an error) or the last answer is written.
-    async fn run(&mut self) -> Result<(), Gone> {
+    async fn run(&mut self) -> Result<End, Gone> {
         let mut expects_proxy_header = self.place.is_of_proxy();
+        let mut may_be_http2 = self.core.config.listeners[self.place.listener_index].http2;
         loop {
             self.suspend().await?;
             let Some(slab) = self.core.slabs.acquire(0, self.core.wait_deadline()).await else {
                 self.answer_unserved(Refusal::Busy.into(), false).await?;
-                return self.flush().await;
+                return self.flush().await.map(|()| End::Answered);
             };
             let mut inbox = Inbox {
                 slab,
@@ -121,9 +136,12 @@ impl Connection {
                     Ok(false) => return Err(Gone),
                     Err(unserved) => {
                         self.answer_unserved(unserved, false).await?;
-                        return self.flush().await;
+                        return self.flush().await.map(|()| End::Answered);
                     }
                 }
+            }
+            if std::mem::take(&mut may_be_http2) && self.receive_preface(&mut inbox).await? {
+                return Ok(End::Http2(Bytes::copy_from_slice(inbox.pending_bytes())));
             }
             loop {
                 match self.request(&mut inbox).await? {
@@ -135,7 +153,7 @@ impl Connection {
                     }
                     Next::Close => {
                         drop(inbox);
-                        return self.flush().await;
+                        return self.flush().await.map(|()| End::Answered);
                     }
                 }
                 if inbox.pending() == 0 {
@@ -209,6 +227,51 @@ impl Connection {
                 })
             }
         }
+    }
+
+    /// Reads until it is known whether the connection begins with the preface of HTTP/2 (RFC 9113 §3.3).
+    async fn receive_preface(&mut self, inbox: &mut Inbox) -> Result<bool, Gone> {
+        let mut pace = self.core.connections.deadlines.head();
+        loop {
+            let bytes = inbox.pending_bytes();
+            if bytes.starts_with(PREFACE) {
+                return Ok(true);
+            }
+            if !PREFACE.starts_with(bytes) {
+                return Ok(false);
+            }
+            // What ends or takes too long here is answered as the head that it also is.
+            if !matches!(self.fill(inbox, &mut pace).await, Ok(1..)) {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Serves the connection to its end, now that it speaks HTTP/2.
+    async fn serve_http2(self, received: Bytes) {
+        let Connection {
+            core,
+            stream,
+            place,
+            ..
+        } = self;
+        let ending = match Http2Place::take(&core) {
+            Some(http2_place) => {
+                let socket = Socket::new(stream.clone(), received);
+                http2::serve(http2_place, &place, socket).await
+            }
+            None => {
+                place.set_deadline(&core.connections.deadlines.write(), Cut::Both);
+                let _ = stream.write_all(http2::TURNED_AWAY).await;
+                place.clear_deadline();
+                Ending::Closed
+            }
+        };
+        if ending == Ending::Closed {
+            linger(&stream).await;
+        }
+        // The ring may still wait for the socket.
+        let _ = stream.shutdown(Shutdown::Both);
     }
 
     /// Reads the PROXY header that a connection of a proxy begins with; `false` where it ended before its first byte,
@@ -505,26 +568,26 @@ impl Connection {
         }
         Ok(if keep { Next::Request } else { Next::Close })
     }
+}
 
-    /// Closes so that the peer can still read the last answer (RFC 9112 §9.6): half-closes, then drops what comes,
-    /// for a while, until the peer closes too.
-    async fn linger(&mut self) {
-        if self.stream.shutdown(Shutdown::Write).is_err() {
-            return;
-        }
-        let deadline = Instant::now() + LINGER_TIME;
-        let mut dropped = 0;
-        while dropped < LINGER_SIZE_MAX {
-            let mut discard = discard(self.stream.as_raw_fd(), LINGER_SIZE_MAX - dropped);
-            match tokio::time::timeout_at(deadline.into(), &mut discard).await {
-                Ok(Ok(size @ 1..)) => dropped += size,
-                Ok(_) => return,
-                Err(_) => {
-                    // A receive cannot be cancelled: make it fail, then wait for it.
-                    let _ = self.stream.shutdown(Shutdown::Both);
-                    let _ = discard.await;
-                    return;
-                }
+/// Closes so that the peer can still read the last answer (RFC 9112 §9.6): half-closes, then drops what comes,
+/// for a while, until the peer closes too.
+async fn linger(stream: &TcpStream) {
+    if stream.shutdown(Shutdown::Write).is_err() {
+        return;
+    }
+    let deadline = Instant::now() + LINGER_TIME;
+    let mut dropped = 0;
+    while dropped < LINGER_SIZE_MAX {
+        let mut discard = discard(stream.as_raw_fd(), LINGER_SIZE_MAX - dropped);
+        match tokio::time::timeout_at(deadline.into(), &mut discard).await {
+            Ok(Ok(size @ 1..)) => dropped += size,
+            Ok(_) => return,
+            Err(_) => {
+                // A receive cannot be cancelled: make it fail, then wait for it.
+                let _ = stream.shutdown(Shutdown::Both);
+                let _ = discard.await;
+                return;
             }
         }
     }
@@ -629,6 +692,12 @@ impl OneshotOutputTransform for ResultOf {
 fn poll_readable(fd: RawFd) -> InFlightOneshot<(), ResultOf> {
     let entry =
         opcode::PollAdd::new(types::Fd(fd), (libc::POLLIN | libc::POLLRDHUP) as u32).build();
+    UnsubmittedOneshot::new((), ResultOf, entry).submit()
+}
+
+/// Completes when `fd` takes bytes again, or fails.
+fn poll_writable(fd: RawFd) -> InFlightOneshot<(), ResultOf> {
+    let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLOUT as u32).build();
     UnsubmittedOneshot::new((), ResultOf, entry).submit()
 }
 
