@@ -272,6 +272,7 @@ impl Watch {
         let mut handshake = pin!(builder(&core.config).handshake::<_, Bytes>(io));
         let pace = core.connections.deadlines.head();
         let connected = poll_fn(|context| {
+            self.wire.begin_turn();
             if let Poll::Ready(outcome) = handshake.as_mut().poll(context) {
                 return Poll::Ready(outcome.ok());
             }
