@@ -29,6 +29,7 @@ use crate::error::Fatal;
 use crate::metrics::{Count, Snapshot};
 use crate::node::{KustoView, NodeMetrics, SpoolView};
 use crate::reactor::Phase;
+use crate::tls::Tls;
 use crate::uplink::UplinkMetrics;
 
 /// A reactor that has not ticked for this long is stuck.
@@ -161,6 +162,7 @@ impl Collector for NodeCollector {
         let snapshot = self.metrics.snapshot();
         let mut page = Page { encoder };
         page.requests(&snapshot)?;
+        page.tls(&self.metrics.tls)?;
         page.slabs(&snapshot, &self.config)?;
         page.upload_buffers(&snapshot)?;
         page.spool(&snapshot, &self.metrics)?;
@@ -330,6 +332,16 @@ impl Page<'_> {
             "Times that accepting failed",
             value(Count::AcceptErrors),
         )?;
+        self.counter(
+            "tls_handshakes",
+            "TLS handshakes completed",
+            value(Count::TlsHandshakes),
+        )?;
+        self.counter(
+            "tls_failures",
+            "TLS connections that ended with an error, in the handshake or after",
+            value(Count::TlsFailures),
+        )?;
         self.gauge(
             "connections",
             "Connections open",
@@ -365,6 +377,29 @@ impl Page<'_> {
             "http2_streams",
             "Streams that are served",
             value(Count::Http2StreamsOpen),
+        )
+    }
+
+    fn tls(&mut self, tls: &Tls) -> std::fmt::Result {
+        let expiries = tls.expiries().map(|(listener, expires_at)| {
+            let labels = vec![("listener", listener.to_string())];
+            (labels, expires_at.max(0) as u64)
+        });
+        self.gauges(
+            "tls_certificate_expiry_seconds",
+            "When the certificate of a listener expires, in seconds since 1970",
+            expiries,
+        )?;
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        self.counter(
+            "tls_reloads",
+            "Times that changed certificates were taken",
+            load(&tls.reloads),
+        )?;
+        self.counter(
+            "tls_reload_failures",
+            "Times that changed certificates were not taken, as they do not work",
+            load(&tls.reload_failures),
         )
     }
 

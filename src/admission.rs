@@ -6,7 +6,7 @@
 //! Allocates: at start. A request allocates nothing.
 //! Invariant: nothing is stored before everything that was asked for has been shown, and an answer does not say which
 //! part of a credential was wrong, neither by its text nor by the time it took.
-//! Not here: client certificates.
+//! Not here: verifying a certificate, which [`crate::tls`] has done; here it is somebody's or nobody's.
 //!
 //! What a listener asks for holds for all of its routes; a route with principals of its own asks for those instead.
 //! Networks add up: both the listener's and the route's must allow the address.
@@ -15,14 +15,17 @@ pub mod authorization;
 mod rate;
 mod signature;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use rustls::pki_types::CertificateDer;
 
 use crate::config::{Config, Credential};
 use crate::error::{Fatal, Reject};
 use crate::http::h1;
+use crate::tls::certificate;
 use authorization::Credentials;
 use rate::Limiter;
 use signature::Signer;
@@ -37,6 +40,18 @@ pub struct Admission {
     /// By principal.
     principals: Vec<Limiter>,
     signers: Vec<Signer>,
+    /// Names in certificates, and whose they are.
+    certificates: HashMap<String, usize>,
+}
+
+/// What a peer has shown in the handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Certificate {
+    None,
+    /// A good one that no principal is known by.
+    Unknown,
+    /// The index of the principal.
+    Known(usize),
 }
 
 /// What one listener or route asks for.
@@ -51,6 +66,8 @@ struct Policy {
     /// By principal.
     allowed: Vec<bool>,
     challenges: Challenges,
+    /// Whether a certificate would do.
+    certificates: bool,
 }
 
 /// The kinds of credentials that would do: RFC 9110 §11.6.1 wants them named in a 401.
@@ -67,6 +84,7 @@ pub struct Request<'a> {
     /// In the order of the configuration; `None` where no route has the path.
     pub route_index: Option<usize>,
     pub peer: IpAddr,
+    pub certificate: Certificate,
     /// All of it, line ends included.
     pub head: &'a [u8],
     /// Bytes of the body, where the head says.
@@ -90,6 +108,7 @@ impl Admission {
     pub fn load(config: &Config) -> Result<Admission, Fatal> {
         let mut credentials = Credentials::default();
         let mut signers = Vec::new();
+        let mut certificates = HashMap::new();
         for (index, principal) in config.principals.iter().enumerate() {
             let fault = |source| Fatal::Secret {
                 principal: principal.name.clone(),
@@ -110,6 +129,10 @@ impl Admission {
                 }
                 Credential::Hmac(hmac) => {
                     signers.push(Signer::load(index, hmac).map_err(fault)?);
+                }
+                Credential::Certificate(names) => {
+                    let names = names.iter().map(|name| certificate::normalised(name));
+                    certificates.extend(names.map(|name| (name, index)));
                 }
             }
         }
@@ -143,7 +166,20 @@ impl Admission {
                 .map(|principal| Limiter::new(principal.rate))
                 .collect(),
             signers,
+            certificates,
         })
+    }
+
+    /// Whose certificate it is. It has been verified. Where its names are of several principals, the subject counts
+    /// before the alternative names, in their order.
+    pub fn certificate(&self, shown: Option<&CertificateDer<'_>>) -> Certificate {
+        let Some(shown) = shown else {
+            return Certificate::None;
+        };
+        let known = certificate::names(shown)
+            .iter()
+            .find_map(|name| self.certificates.get(name).copied());
+        known.map_or(Certificate::Unknown, Certificate::Known)
     }
 
     /// Decides from the head alone. `None` where there is no route, but nothing else is wrong.
@@ -159,7 +195,7 @@ impl Admission {
             .or(listener.policy.as_ref());
         let (principal_index, signed) = match policy {
             None => (None, false),
-            Some(policy) => self.authenticate(policy, request.head)?,
+            Some(policy) => self.authenticate(policy, request.certificate, request.head)?,
         };
         let Some(route_index) = request.route_index else {
             return Ok(None);
@@ -204,8 +240,18 @@ impl Admission {
         route.or(self.listeners[admitted.listener_index].policy.as_ref())
     }
 
-    /// The principal that the head shows, or that the body's signature has to be verified.
-    fn authenticate(&self, policy: &Policy, head: &[u8]) -> Result<(Option<usize>, bool), Reject> {
+    /// The principal that the handshake or the head shows, or that the body's signature has to be verified.
+    fn authenticate(
+        &self,
+        policy: &Policy,
+        certificate: Certificate,
+        head: &[u8],
+    ) -> Result<(Option<usize>, bool), Reject> {
+        if let Certificate::Known(principal) = certificate
+            && policy.allowed[principal]
+        {
+            return Ok((Some(principal), false));
+        }
         let unauthenticated = Reject::Unauthenticated(policy.challenges);
         if let Some(value) = h1::field(head, "authorization")? {
             let principal = self.credentials.principal(value).ok_or(unauthenticated)?;
@@ -219,7 +265,13 @@ impl Admission {
                 return Ok((None, true));
             }
         }
-        Err(unauthenticated)
+        let is_wrong_certificate = policy.certificates && certificate != Certificate::None;
+        // RFC 9110 §15.5.2: a 401 names a scheme, and there is none for certificates.
+        let has_scheme = policy.challenges != Challenges::default();
+        match has_scheme && !is_wrong_certificate {
+            true => Err(unauthenticated),
+            false => Err(Reject::Forbidden),
+        }
     }
 
     fn verify(&self, policy: Option<&Policy>, head: &[u8], body: &[u8]) -> Result<usize, Reject> {
@@ -287,6 +339,7 @@ impl Policy {
         let mut policy = Policy {
             allowed: vec![false; config.principals.len()],
             challenges: Challenges::default(),
+            certificates: false,
         };
         for index in indexes {
             policy.allowed[*index] = true;
@@ -294,6 +347,7 @@ impl Policy {
                 Credential::Bearer(_) => policy.challenges.bearer = true,
                 Credential::Basic { .. } => policy.challenges.basic = true,
                 Credential::Hmac(_) => policy.challenges.hmac = true,
+                Credential::Certificate(_) => policy.certificates = true,
             }
         }
         policy

@@ -24,7 +24,8 @@ use crate::limits::{
     DELIVERY_STATE_SIZE, FRAME_BUFFER_SIZE, HEAD_SIZE_MAX, HTTP2_CONNECTION_STATE_SIZE,
     HTTP2_STREAM_STATE_SIZE, JSON_SCRATCH_FIXED_SIZE, KUSTO_CLIENT_SIZE, KUSTO_TRANSFER_SIZE,
     REACTOR_RUNTIME_SIZE, REPORT_STATE_SIZE, RING_ENTRY_COUNT, RING_ENTRY_SIZE, SEGMENT_STATE_SIZE,
-    STAGING_SIZE, UPLINK_TRANSFER_SIZE, http2_connection_window_size,
+    STAGING_SIZE, TLS_CONNECTION_STATE_SIZE, TLS_OPEN_SIZE, UPLINK_TRANSFER_SIZE,
+    http2_connection_window_size,
 };
 use machine::Machine;
 
@@ -135,6 +136,22 @@ impl Budget {
             Some("limits.connections"),
         );
         self.http2_terms(config);
+        if config.has_tls() {
+            self.core(
+                "TLS connections",
+                config.limits.connections,
+                TLS_CONNECTION_STATE_SIZE,
+                "keys, certificates and ciphertext to be sent of each TLS connection",
+                Some("limits.connections"),
+            );
+            self.core(
+                "TLS records",
+                1,
+                TLS_OPEN_SIZE,
+                "the records that are being opened, and the messages of one handshake",
+                None,
+            );
+        }
         self.core(
             "JSON scratch",
             1,

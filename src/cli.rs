@@ -208,6 +208,10 @@ pub struct DemoArgs {
     /// Write blobs below this directory instead, without the stand-in.
     #[arg(long, value_name = "DIRECTORY", conflicts_with = "standin")]
     pub out: Option<PathBuf>,
+
+    /// Listen with TLS, under a certificate made for this demo and thrown away after it.
+    #[arg(long)]
+    pub tls: bool,
 }
 
 impl Cli {

@@ -79,6 +79,30 @@ pub struct Listener {
     pub proxies: Vec<IpNet>,
     /// Whether HTTP/2 is spoken here, beside HTTP/1.1.
     pub http2: bool,
+    /// Plain TCP without it.
+    pub tls: Option<ListenerTls>,
+}
+
+/// How a listener speaks TLS: the files, read when the node starts and whenever they change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerTls {
+    /// PEM: the listener's certificate, then those that signed it.
+    pub certificate: PathBuf,
+    /// PEM: its private key.
+    pub key: PathBuf,
+    /// Who may sign certificates of clients.
+    pub client: Option<ClientAuth>,
+}
+
+/// Mutual TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientAuth {
+    /// PEM: the certificates that sign those of clients.
+    pub ca: PathBuf,
+    /// PEM: what they have revoked.
+    pub crl: Option<PathBuf>,
+    /// Whether a client may do without a certificate.
+    pub optional: bool,
 }
 
 /// Where metrics and health are served.
@@ -239,6 +263,8 @@ pub struct Limits {
 /// How long a peer may take; `deadline.rs` sweeps them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deadlines {
+    /// A whole TLS handshake, from the accept or the PROXY header.
+    pub handshake: Duration,
     /// A whole head, from its first byte.
     pub head: Duration,
     /// The first byte of a body, from the end of its head.
@@ -307,6 +333,8 @@ pub enum Credential {
         passwords: Vec<SecretSource>,
     },
     Hmac(Hmac),
+    /// Any of these names in a certificate of a client: an RFC 4514 string, `dns:NAME` or `uri:URI`.
+    Certificate(Vec<String>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -433,6 +461,7 @@ impl Default for Config {
                 allow: Vec::new(),
                 proxies: Vec::new(),
                 http2: false,
+                tls: None,
             }],
             admin: Admin {
                 address: SocketAddr::from(([127, 0, 0, 1], 9881)),
@@ -488,6 +517,7 @@ impl Default for Config {
                 drain: Duration::from_secs(30),
             },
             deadlines: Deadlines {
+                handshake: Duration::from_secs(10),
                 head: Duration::from_secs(10),
                 body_start: Duration::from_secs(20),
                 body: Duration::from_secs(120),
@@ -542,6 +572,11 @@ impl Config {
         validate::validate(raw, base_dir).map_err(|errors| ConfigErrors::new(path, text, errors))
     }
 
+    /// Whether a listener speaks TLS.
+    pub fn has_tls(&self) -> bool {
+        self.listeners.iter().any(|listener| listener.tls.is_some())
+    }
+
     /// Whether a table is spooled.
     pub fn has_spool(&self) -> bool {
         self.tables.iter().any(|table| table.spooled)
@@ -592,6 +627,20 @@ impl Config {
                  upload.buffer_count to {} or more",
                 table_count + 1
             ));
+        }
+        let asks_for_certificates = |listener: &Listener| {
+            let tls = listener.tls.as_ref();
+            tls.is_some_and(|tls| tls.client.is_some())
+        };
+        let is_certificate =
+            |principal: &Principal| matches!(principal.credential, Credential::Certificate(_));
+        if self.principals.iter().any(is_certificate)
+            && !self.listeners.iter().any(asks_for_certificates)
+        {
+            warnings.push(
+                "no listener asks for the certificates of principals; set client_ca in listener.tls"
+                    .into(),
+            );
         }
         let is_kusto = matches!(self.destination, Destination::Kusto(_));
         let is_plain = |table: &Table| table.mapping.is_none() && table.dedup == Dedup::Off;

@@ -4,45 +4,47 @@
 //! After it: [`crate::encoder`] has the records, and the peer its answers.
 //! Thread: one reactor; one task per connection. Allocates: at accept (the task, the reply buffer), then never.
 //! Invariant: exactly one answer per request, in order; a success is answered once its promise is kept; an idle
-//! connection holds no slab, nor does one that waits for nothing but a commit;
-//! `begin ≤ received ≤ slab size`.
+//! connection holds no slab, nor does one that waits for nothing but a commit.
 //! A peer that is too slow has its reading side shut down by [`crate::deadline`]'s sweep: the read in flight then ends.
 //! It has a deadline only while it is the one that is waited for: never during a wait for memory, commit or delivery.
 //!
 //! ```text
-//! slab:  | answered | head | body … | next request, pipelined … |        |
-//!        0          begin                                       received size
+//! begin: PROXY header, TLS handshake          handshake.rs, once
+//! ┌→ suspend: wait for bytes, without a slab
+//! │  request: head → admit → body → encode     into inbox.rs, through transport.rs
+//! └─ settle, flush: answers in order           answers.rs
+//! farewell, linger: so that the last answer is read
 //! ```
 
+mod answers;
 mod exchange;
+mod handshake;
 pub mod http2;
+mod inbox;
+mod socket;
+mod transport;
 
-use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
-use std::time::Instant;
 
-use bytes::Bytes;
-use io_uring::{cqueue, opcode, types};
 use tokio_uring::net::TcpStream;
-use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
 use crate::accept::Place;
+use crate::admission::Certificate;
 use crate::deadline::{Cut, Pace};
 use crate::error::{Refusal, Reject};
 use crate::http::chunked::Chunked;
 use crate::http::frames::PREFACE;
 use crate::http::h1::{self, Expectation, Framing, Head};
-use crate::http::proxy;
 use crate::http::reply::{Persistence, Replies};
-use crate::limits::{
-    HEAD_SIZE_MAX, LINGER_SIZE_MAX, LINGER_TIME, REPLY_BUFFER_SIZE, REPLY_SIZE_MAX, UNREAD_SIZE_MAX,
-};
+use crate::limits::UNREAD_SIZE_MAX;
 use crate::reactor::Core;
-use crate::slab::Slab;
-use exchange::{Promise, Unserved};
-use http2::{Ending, Http2Place, Socket};
+use answers::{UNSETTLED_COUNT_MAX, Unsettled, linger};
+use exchange::{Peer, Promise, Unserved};
+use inbox::Inbox;
+use socket::{discard, poll_readable};
+use transport::Transport;
 
 /// The stream ended or failed: there is nobody to answer.
 struct Gone;
@@ -56,16 +58,6 @@ enum Next {
     Close,
 }
 
-/// A request whose answer waits for its promise.
-#[derive(Clone, Copy)]
-struct Unsettled {
-    promise: Promise,
-    persistence: Persistence,
-}
-
-/// As many as have room in the reply buffer.
-const UNSETTLED_COUNT_MAX: usize = REPLY_BUFFER_SIZE / REPLY_SIZE_MAX;
-
 impl From<Gone> for Unserved {
     fn from(_: Gone) -> Self {
         Unserved::Gone
@@ -76,16 +68,12 @@ struct Connection {
     core: Rc<Core>,
     stream: Rc<TcpStream>,
     place: Place,
+    transport: Transport,
+    /// What the peer has shown in the handshake.
+    certificate: Certificate,
     replies: Replies,
     request_count: u64,
     unsettled: [Option<Unsettled>; UNSETTLED_COUNT_MAX],
-}
-
-/// What was received of the requests in a slab.
-struct Inbox {
-    slab: Slab,
-    begin: usize,
-    received: usize,
 }
 
 /// How the part of a connection that speaks HTTP/1.1 has ended.
@@ -93,7 +81,7 @@ enum End {
     /// The last answer is written.
     Answered,
     /// It is HTTP/2 from here on, with what was received of it.
-    Http2(Bytes),
+    Http2(Option<Inbox>),
 }
 
 /// Serves a connection to its end.
@@ -102,50 +90,56 @@ pub async fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) {
         core,
         stream,
         place,
+        transport: Transport::Plain,
+        certificate: Certificate::None,
         replies: Replies::new(),
         request_count: 0,
         unsettled: [None; UNSETTLED_COUNT_MAX],
     };
-    match connection.run().await {
-        Ok(End::Answered) => linger(&connection.stream).await,
-        Ok(End::Http2(received)) => connection.serve_http2(received).await,
-        Err(Gone) => {}
+    let served = match connection.run().await {
+        Ok(End::Http2(received)) => return connection.serve_http2(received).await,
+        Ok(End::Answered) => Ok(()),
+        Err(Gone) => Err(Gone),
+    };
+    let is_heard = connection.farewell().await;
+    if served.is_ok() || is_heard {
+        linger(&connection.stream).await;
     }
 }
 
 impl Connection {
     /// Serves requests until the peer is gone (an error) or the last answer is written.
     async fn run(&mut self) -> Result<End, Gone> {
-        let mut expects_proxy_header = self.place.is_of_proxy();
-        let mut may_be_http2 = self.core.config.listeners[self.place.listener_index].http2;
+        let mut received = match self.begin().await {
+            Ok(received) => received,
+            Err(unserved) => return self.end_unserved(unserved).await,
+        };
+        if self.transport.is_http2() {
+            return Ok(End::Http2(received));
+        }
+        let listener = &self.core.config.listeners[self.place.listener_index];
+        // RFC 9113 §3.2: over TLS it would have been agreed on.
+        let mut may_be_http2 = listener.http2 && listener.tls.is_none();
         loop {
-            self.suspend().await?;
-            let Some(slab) = self.core.slabs.acquire(0, self.core.wait_deadline()).await else {
-                self.answer_unserved(Refusal::Busy.into(), false).await?;
-                return self.flush().await.map(|()| End::Answered);
-            };
-            let mut inbox = Inbox {
-                slab,
-                begin: 0,
-                received: 0,
-            };
-            if std::mem::take(&mut expects_proxy_header) {
-                match self.receive_proxy_header(&mut inbox).await {
-                    Ok(true) if inbox.pending() > 0 => {}
-                    Ok(true) => continue,
-                    Ok(false) => return Err(Gone),
-                    Err(unserved) => {
-                        self.answer_unserved(unserved, false).await?;
-                        return self.flush().await.map(|()| End::Answered);
+            let mut inbox = match received.take() {
+                Some(inbox) => inbox,
+                None => {
+                    self.suspend(None).await?;
+                    match self.new_inbox().await {
+                        Ok(inbox) => inbox,
+                        Err(refusal) => return self.end_unserved(refusal.into()).await,
                     }
                 }
-            }
+            };
             if std::mem::take(&mut may_be_http2) && self.receive_preface(&mut inbox).await? {
-                return Ok(End::Http2(Bytes::copy_from_slice(inbox.pending_bytes())));
+                return Ok(End::Http2(Some(inbox)));
             }
             loop {
                 match self.request(&mut inbox).await? {
                     Next::Request => {}
+                    Next::Skip(size) if self.transport.is_tls() => {
+                        self.skip_sealed(&mut inbox, size).await?;
+                    }
                     Next::Skip(size) => {
                         drop(inbox);
                         self.skip(size).await?;
@@ -156,7 +150,7 @@ impl Connection {
                         return self.flush().await.map(|()| End::Answered);
                     }
                 }
-                if inbox.pending() == 0 {
+                if inbox.is_empty() {
                     break;
                 }
                 if self.is_full() {
@@ -167,17 +161,27 @@ impl Connection {
         }
     }
 
-    /// Waits, without a slab, until there is something to read. Gathered replies are written meanwhile.
-    async fn suspend(&mut self) -> Result<(), Gone> {
+    /// Answers what the connection ends with.
+    async fn end_unserved(&mut self, unserved: Unserved) -> Result<End, Gone> {
+        self.answer_unserved(unserved, false).await?;
+        self.flush().await.map(|()| End::Answered)
+    }
+
+    /// Waits, without a slab, until there is something to read: for the next request, where no `pace` is given.
+    /// Gathered replies are written meanwhile.
+    async fn suspend(&mut self, pace: Option<Pace>) -> Result<(), Gone> {
         self.settle().await;
         self.place.set_idle(true);
         // Submitted together, the two cost one system call; the poll sees whatever comes after the replies.
         let readable = poll_readable(self.stream.as_raw_fd());
         let flushed = self.flush().await;
-        self.set_deadline(&self.core.connections.deadlines.idle());
+        let idle = || self.core.connections.deadlines.idle();
+        self.set_deadline(&pace.unwrap_or_else(idle));
+        // The poll holds the socket: end it, then wait for it.
         if flushed.is_err() {
-            // The poll holds the socket: end it, then wait for it.
             let _ = self.stream.shutdown(Shutdown::Both);
+        } else if self.transport.ended() {
+            let _ = self.stream.shutdown(Shutdown::Read);
         }
         let polled = readable.await;
         self.place.clear_deadline();
@@ -186,6 +190,12 @@ impl Connection {
             return Err(Gone);
         }
         flushed
+    }
+
+    /// An empty inbox, in a slab of the smallest class.
+    async fn new_inbox(&mut self) -> Result<Inbox, Refusal> {
+        let slab = self.core.slabs.acquire(0, self.core.wait_deadline()).await;
+        slab.map(Inbox::new).ok_or(Refusal::Busy)
     }
 
     /// Serves one request, and gathers its answer.
@@ -222,7 +232,10 @@ impl Connection {
                 let unread = unread.filter(|_| persistence != Persistence::Close);
                 let next = self.answer_unserved(unserved, unread.is_some()).await?;
                 Ok(match (next, unread) {
-                    (Next::Request, Some(size)) => inbox.drop_unread(size),
+                    (Next::Request, Some(size)) => match inbox.drop_unread(size) {
+                        0 => Next::Request,
+                        left => Next::Skip(left),
+                    },
                     (next, _) => next,
                 })
             }
@@ -241,56 +254,8 @@ impl Connection {
                 return Ok(false);
             }
             // What ends or takes too long here is answered as the head that it also is.
-            if !matches!(self.fill(inbox, &mut pace).await, Ok(1..)) {
+            if !matches!(self.fill(inbox, &mut pace).await, Ok(true)) {
                 return Ok(false);
-            }
-        }
-    }
-
-    /// Serves the connection to its end, now that it speaks HTTP/2.
-    async fn serve_http2(self, received: Bytes) {
-        let Connection {
-            core,
-            stream,
-            place,
-            ..
-        } = self;
-        let ending = match Http2Place::take(&core) {
-            Some(http2_place) => {
-                let socket = Socket::new(stream.clone(), received);
-                http2::serve(http2_place, &place, socket).await
-            }
-            None => {
-                place.set_deadline(&core.connections.deadlines.write(), Cut::Both);
-                let _ = stream.write_all(http2::TURNED_AWAY).await;
-                place.clear_deadline();
-                Ending::Closed
-            }
-        };
-        if ending == Ending::Closed {
-            linger(&stream).await;
-        }
-        // The ring may still wait for the socket.
-        let _ = stream.shutdown(Shutdown::Both);
-    }
-
-    /// Reads the PROXY header that a connection of a proxy begins with; `false` where it ended before its first byte,
-    /// as the probes of proxies do.
-    async fn receive_proxy_header(&mut self, inbox: &mut Inbox) -> Result<bool, Unserved> {
-        let mut pace = self.core.connections.deadlines.head();
-        loop {
-            if self.fill(inbox, &mut pace).await? == 0 {
-                return match inbox.pending() {
-                    0 => Ok(false),
-                    _ => Err(Reject::BodyTruncated.into()),
-                };
-            }
-            if let Some(header) = proxy::parse(inbox.pending_bytes())? {
-                inbox.begin = header.size;
-                if let Some(source) = header.source {
-                    self.place.set_source(source)?;
-                }
-                return Ok(true);
             }
         }
     }
@@ -307,8 +272,9 @@ impl Connection {
                 return Ok(Some(head));
             }
             examined = bytes.len();
-            inbox.make_room();
-            if self.fill(inbox, &mut pace).await? == 0 {
+            inbox.make_room_for_head();
+            self.make_room(inbox, &mut pace).await?;
+            if !self.fill(inbox, &mut pace).await? {
                 return if inbox.pending() == 0 {
                     Ok(None)
                 } else {
@@ -327,8 +293,8 @@ impl Connection {
     ) -> Result<Promise, (Unserved, Option<usize>)> {
         let core = self.core.clone();
         let head_bytes = &inbox.pending_bytes()[..head.size];
-        let place = &self.place;
-        let admitted = exchange::admit(&core, place.listener_index, place.peer, head_bytes, head);
+        let size_max = self.transport.request_size_max(core.slabs.size_max());
+        let admitted = exchange::admit(&core, &self.peer(), head_bytes, head, size_max);
         let (route, admitted) = match admitted {
             Ok(admitted) => admitted,
             Err(reject) => {
@@ -379,13 +345,15 @@ impl Connection {
         request_size: usize,
         pace: &mut Pace,
     ) -> Result<(), Unserved> {
-        if request_size > inbox.slab.size() {
-            self.move_up(inbox, request_size, pace).await?;
-        } else if inbox.begin + request_size > inbox.slab.size() {
+        let room = self.transport.room(request_size, inbox.pending());
+        if room > inbox.slab.size() {
+            self.move_up(inbox, room, pace).await?;
+        } else if inbox.begin + room > inbox.slab.size() {
             inbox.rewind();
         }
         while inbox.pending() < request_size {
-            if self.fill(inbox, pace).await? == 0 {
+            self.make_room(inbox, pace).await?;
+            if !self.fill(inbox, pace).await? {
                 return Err(Reject::BodyTruncated.into());
             }
         }
@@ -405,17 +373,25 @@ impl Connection {
             if chunked.decode(inbox.slab.bytes(), received)? {
                 return Ok(chunked);
             }
-            inbox.received = chunked.close_gap(inbox.slab.bytes(), received);
-            if inbox.received == inbox.slab.size() {
+            let end = chunked.close_gap(inbox.slab.bytes(), inbox.end);
+            inbox.received -= inbox.end - end;
+            inbox.end = end;
+            if inbox.is_full() {
                 chunked.shift_down(inbox.rewind());
             }
-            if inbox.received == inbox.slab.size() {
-                self.move_up(inbox, inbox.slab.size() + 1, pace).await?;
-            }
-            if self.fill(inbox, pace).await? == 0 {
+            self.make_room(inbox, pace).await?;
+            if !self.fill(inbox, pace).await? {
                 return Err(Reject::BodyTruncated.into());
             }
         }
+    }
+
+    /// Makes room for at least one byte more.
+    async fn make_room(&mut self, inbox: &mut Inbox, pace: &mut Pace) -> Result<(), Unserved> {
+        if inbox.is_full() && inbox.rewind() == 0 {
+            self.move_up(inbox, inbox.slab.size() + 1, pace).await?;
+        }
+        Ok(())
     }
 
     /// Moves the request to a slab that holds `request_size` bytes.
@@ -439,23 +415,28 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads behind what was received; the number of bytes, 0 at the end of the stream.
-    async fn fill(&mut self, inbox: &mut Inbox, pace: &mut Pace) -> Result<usize, Unserved> {
+    /// Reads behind what was received, once; `false` at the end of the stream.
+    async fn fill(&mut self, inbox: &mut Inbox, pace: &mut Pace) -> Result<bool, Unserved> {
         // A client that waits for an answer before it sends more must have it.
         self.flush_within(pace).await?;
+        if self.transport.ended() {
+            return Ok(false);
+        }
         self.set_deadline(pace);
         let began = inbox.pending() > 0;
-        let read = inbox.slab.read(&self.stream, inbox.received).await;
+        let read = inbox.read(&self.stream).await;
         self.place.clear_deadline();
         if began && self.place.expired() {
             return Err(Reject::Timeout.into());
         }
         // A reset is the end of the stream too: the request, if there is one, was aborted.
         let size = read.unwrap_or(0);
-        inbox.received += size;
         self.core.connections.deadlines.came(pace, size);
         self.core.count_received(size);
-        Ok(size)
+        if size == 0 {
+            return Ok(false);
+        }
+        self.open(inbox)
     }
 
     /// Until when the peer has to send something.
@@ -483,112 +464,26 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether one more answer might not fit the reply buffer, besides those that are gathered and to be gathered.
-    fn is_full(&self) -> bool {
-        let unsettled_count = self.unsettled.iter().flatten().count();
-        !self.replies.has_room(unsettled_count + 1)
-    }
-
-    /// Waits until the promises made to this connection are kept, and gathers their answers.
-    async fn settle(&mut self) {
-        for index in 0..UNSETTLED_COUNT_MAX {
-            let Some(unsettled) = self.unsettled[index].take() else {
-                return;
-            };
-            let Unsettled {
-                promise,
-                persistence,
-            } = unsettled;
-            let core = &self.core;
-            let kept = exchange::settle(core, &promise).await;
-            let date = core.clock.date();
-            match kept {
-                Ok(()) => {
-                    let status = core.config.response.status.code();
-                    let (ack, record_count) = (promise.ticket.ack, promise.record_count);
-                    self.replies
-                        .accepted(status, ack, record_count, &date, persistence);
-                }
-                Err(refusal) => self.replies.refused(refusal, &date, persistence),
-            }
-        }
-    }
-
-    /// Flushes in the middle of a request, at nobody's expense: until its answers are written, a peer need not send.
-    async fn flush_within(&mut self, pace: &mut Pace) -> Result<(), Gone> {
-        if self.replies.is_empty() && self.unsettled[0].is_none() {
-            return Ok(());
-        }
-        let pause = self.core.connections.deadlines.pause();
-        let flushed = self.flush().await;
-        self.core.connections.deadlines.resume(pace, pause);
-        flushed
-    }
-
-    /// Writes the gathered replies, once those that are to come are gathered too.
-    async fn flush(&mut self) -> Result<(), Gone> {
-        self.settle().await;
-        if self.replies.is_empty() {
-            return Ok(());
-        }
-        let pace = self.core.connections.deadlines.write();
-        self.place.set_deadline(&pace, Cut::Both);
-        let (outcome, bytes) = self.stream.write_all(self.replies.take()).await;
-        self.place.clear_deadline();
-        self.replies.give_back(bytes);
-        outcome.map_err(|_| Gone)
-    }
-
-    /// Counts and answers a request that was not accepted, once those before it have their answers.
-    async fn answer_unserved(&mut self, unserved: Unserved, keep: bool) -> Result<Next, Gone> {
-        self.settle().await;
-        let date = self.core.clock.date();
-        let (keep, answer) = match unserved {
-            Unserved::Gone => {
-                self.core.count_aborted();
+    /// The same where the rest of the body is in records, which have to be opened to know where it ends.
+    async fn skip_sealed(&mut self, inbox: &mut Inbox, size: usize) -> Result<(), Gone> {
+        let mut left = size;
+        let mut pace = self.core.connections.deadlines.body(0);
+        while left > 0 {
+            let made = self.make_room(inbox, &mut pace).await;
+            // The request has its answer, so nobody is told that its body was cut.
+            if made.is_err() || !matches!(self.fill(inbox, &mut pace).await, Ok(true)) {
                 return Err(Gone);
             }
-            Unserved::Refused(refusal) => {
-                self.core.count_refused(refusal);
-                (keep, Err(refusal))
-            }
-            Unserved::Rejected(reject) => {
-                self.core.count_reject(&reject);
-                (keep && reject.answer().in_sync, Ok(reject))
-            }
-        };
-        let persistence = if keep {
-            Persistence::KeepAlive
-        } else {
-            Persistence::Close
-        };
-        match answer {
-            Ok(reject) => self.replies.rejected(&reject, &date, persistence),
-            Err(refusal) => self.replies.refused(refusal, &date, persistence),
+            left = inbox.drop_unread(left);
         }
-        Ok(if keep { Next::Request } else { Next::Close })
+        Ok(())
     }
-}
 
-/// Closes so that the peer can still read the last answer (RFC 9112 §9.6): half-closes, then drops what comes,
-/// for a while, until the peer closes too.
-async fn linger(stream: &TcpStream) {
-    if stream.shutdown(Shutdown::Write).is_err() {
-        return;
-    }
-    let deadline = Instant::now() + LINGER_TIME;
-    let mut dropped = 0;
-    while dropped < LINGER_SIZE_MAX {
-        let mut discard = discard(stream.as_raw_fd(), LINGER_SIZE_MAX - dropped);
-        match tokio::time::timeout_at(deadline.into(), &mut discard).await {
-            Ok(Ok(size @ 1..)) => dropped += size,
-            Ok(_) => return,
-            Err(_) => {
-                // A receive cannot be cancelled: make it fail, then wait for it.
-                let _ = stream.shutdown(Shutdown::Both);
-                let _ = discard.await;
-                return;
-            }
+    fn peer(&self) -> Peer {
+        Peer {
+            listener_index: self.place.listener_index,
+            address: self.place.peer,
+            certificate: self.certificate,
         }
     }
 }
@@ -605,106 +500,4 @@ fn unread_size(head: &Head) -> Option<usize> {
         }
         _ => None,
     }
-}
-
-impl Inbox {
-    /// Bytes received and not yet answered.
-    fn pending(&self) -> usize {
-        self.received - self.begin
-    }
-
-    fn pending_bytes(&mut self) -> &[u8] {
-        let range = self.begin..self.received;
-        &self.slab.bytes()[range]
-    }
-
-    /// Drops what came of the next `size` bytes, which nobody reads.
-    fn drop_unread(&mut self, size: usize) -> Next {
-        let here = size.min(self.pending());
-        self.begin += here;
-        match size - here {
-            0 => Next::Request,
-            left => Next::Skip(left),
-        }
-    }
-
-    /// Moves the request to the start of the slab; by how much.
-    fn rewind(&mut self) -> usize {
-        let distance = self.begin;
-        if distance > 0 {
-            let range = self.begin..self.received;
-            self.slab.bytes().copy_within(range, 0);
-            self.begin = 0;
-            self.received -= distance;
-        }
-        distance
-    }
-
-    /// Makes room for at least one more byte of a head.
-    fn make_room(&mut self) {
-        if self.pending() == 0 {
-            self.begin = 0;
-            self.received = 0;
-        } else if self.begin + HEAD_SIZE_MAX > self.slab.size() {
-            self.rewind();
-        }
-        assert!(
-            self.received < self.slab.size(),
-            "a head always leaves room"
-        );
-    }
-
-    /// Goes on in another slab.
-    fn move_to(&mut self, mut slab: Slab) {
-        let pending = self.pending();
-        assert!(pending <= slab.size());
-        slab.bytes()[..pending].copy_from_slice(self.pending_bytes());
-        self.slab = slab;
-        self.begin = 0;
-        self.received = pending;
-    }
-
-    /// Gives a large slab back when a few pipelined bytes are all it still holds.
-    async fn step_down(&mut self, core: &Core) {
-        if self.slab.class_index() == 0 || self.pending() > core.slabs.class_size(0) {
-            return;
-        }
-        // Only if there is one now: the large slab is in hand.
-        if let Some(slab) = core.slabs.acquire(0, Instant::now()).await {
-            self.move_to(slab);
-        }
-    }
-}
-
-/// Completes with the result of the operation: a count, or an error number.
-struct ResultOf;
-
-impl OneshotOutputTransform for ResultOf {
-    type Output = io::Result<usize>;
-    type StoredData = ();
-
-    fn transform_oneshot_output(self, (): (), cqe: cqueue::Entry) -> Self::Output {
-        usize::try_from(cqe.result()).map_err(|_| io::Error::from_raw_os_error(-cqe.result()))
-    }
-}
-
-/// Completes when `fd` has bytes, or the end of the stream, to read.
-fn poll_readable(fd: RawFd) -> InFlightOneshot<(), ResultOf> {
-    let entry =
-        opcode::PollAdd::new(types::Fd(fd), (libc::POLLIN | libc::POLLRDHUP) as u32).build();
-    UnsubmittedOneshot::new((), ResultOf, entry).submit()
-}
-
-/// Completes when `fd` takes bytes again, or fails.
-fn poll_writable(fd: RawFd) -> InFlightOneshot<(), ResultOf> {
-    let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLOUT as u32).build();
-    UnsubmittedOneshot::new((), ResultOf, entry).submit()
-}
-
-/// Takes up to `size` bytes from the socket and drops them: with `MSG_TRUNC`, `tcp(7)` needs no buffer.
-fn discard(fd: RawFd, size: usize) -> InFlightOneshot<(), ResultOf> {
-    let entry = opcode::Recv::new(types::Fd(fd), std::ptr::null_mut(), size as u32)
-        .flags(libc::MSG_TRUNC)
-        .build();
-    UnsubmittedOneshot::new((), ResultOf, entry).submit()
 }

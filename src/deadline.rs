@@ -45,6 +45,7 @@ pub struct Deadlines {
 /// How long each phase may take.
 #[derive(Debug, Clone, Copy)]
 struct Allowed {
+    handshake: Millis,
     head: Millis,
     body_start: Millis,
     body: Millis,
@@ -59,6 +60,7 @@ impl Deadlines {
     /// For connections with an index below `connections_max`.
     pub fn new(config: &config::Deadlines, connections_max: usize) -> Self {
         let shortest = [
+            config.handshake,
             config.head,
             config.body_start,
             config.body,
@@ -80,6 +82,7 @@ impl Deadlines {
             at: (0..connections_max).map(|_| Cell::new(NEVER)).collect(),
             cut: (0..connections_max).map(|_| Cell::new(Cut::Both)).collect(),
             allowed: Allowed {
+                handshake: allowed(config.handshake),
                 head: allowed(config.head),
                 body_start: allowed(config.body_start),
                 body: allowed(config.body),
@@ -135,6 +138,11 @@ impl Deadlines {
                 expire(index, self.cut[index].get());
             }
         }
+    }
+
+    /// A TLS handshake that begins now.
+    pub fn handshake(&self) -> Pace {
+        self.until(self.allowed.handshake)
     }
 
     /// A head that begins now: all of it in one time, however it trickles.

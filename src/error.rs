@@ -24,6 +24,7 @@ use crate::limits::{
 };
 use crate::records::json::JsonError;
 use crate::secret::SecretError;
+use crate::tls::TlsFault;
 
 /// Why the process can't start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +115,13 @@ pub enum Fatal {
 
     #[error("{failure_count} of the steps above failed; each says what to change")]
     OnlineCheck { failure_count: usize },
+
+    #[error("the listener {address} cannot speak TLS: {source}")]
+    Tls {
+        address: SocketAddr,
+        source: TlsFault,
+    },
+
     #[error("the credential of the principal {principal} cannot be read: {source}")]
     Secret {
         principal: String,
@@ -178,7 +186,10 @@ impl Fatal {
     /// (clap exits with 2 as well when the arguments are wrong.)
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::ConfigUnreadable { .. } | Self::Secret { .. } => 2,
+            Self::Config(_)
+            | Self::ConfigUnreadable { .. }
+            | Self::Secret { .. }
+            | Self::Tls { .. } => 2,
             _ => 1,
         }
     }
@@ -270,6 +281,8 @@ impl Refusal {
 pub enum Reject {
     /// No PROXY header where one has to be, or one that cannot be read.
     Proxy(&'static str),
+    /// HTTP where the listener speaks TLS.
+    TlsExpected,
     /// The source that a PROXY header names has too many connections.
     ConnectionCount,
     /// The request line or a header field cannot be read, or can be read in two ways.
@@ -341,8 +354,9 @@ pub struct RejectAnswer {
 
 impl Reject {
     /// Every code, in the order of the metric's labels.
-    pub const CODES: [&'static str; 34] = [
+    pub const CODES: [&'static str; 35] = [
         "bad_proxy_header",
+        "tls_expected",
         "too_many_connections",
         "bad_head",
         "bad_target",
@@ -395,6 +409,9 @@ impl Reject {
         };
         match *self {
             Reject::Proxy(detail) => close(400, "bad_proxy_header", detail),
+            Reject::TlsExpected => {
+                close(400, "tls_expected", "this listener speaks TLS: use https")
+            }
             Reject::ConnectionCount => close(
                 429,
                 "too_many_connections",
@@ -431,7 +448,8 @@ impl Reject {
             Reject::BodySize => close(
                 413,
                 "body_too_large",
-                "the request is larger than a slab of the largest class: send fewer records per request",
+                "the request is larger than a slab of the largest class (over TLS, less a record): send fewer records per \
+                 request",
             ),
             Reject::RecordSize => keep(
                 413,
@@ -565,6 +583,7 @@ impl Reject {
         };
         let mut samples = vec![
             Reject::Proxy("a proxy's connection begins with a PROXY header"),
+            Reject::TlsExpected,
             Reject::ConnectionCount,
             Reject::Head("a field that may be there once is there twice"),
             Reject::Target("the request target has a byte that is not of a URI"),

@@ -3,7 +3,7 @@
 //! The flow of a request, and where each step lives:
 //!
 //! 1. [`accept`]: a socket gets a place on one core; its task is a [`connection`].
-//! 2. [`slab`]: when there is something to read, the connection takes a fixed buffer.
+//! 2. [`slab`]: when there is something to read, the connection takes a fixed buffer; [`tls`] opens records there.
 //! 3. [`http`]: head and chunked body are parsed where they lie.
 //! 4. [`route`] and [`admission`]: the path picks a configured table, and it is decided who may send to it.
 //! 5. [`records`]: the body is checked in full, split and compacted where it lies.
@@ -29,6 +29,7 @@ pub mod memory;
 pub mod deadline;
 pub mod accept;
 pub mod slab;
+pub mod tls;
 pub mod connection;
 pub mod http;
 pub mod route;

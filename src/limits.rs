@@ -179,11 +179,47 @@ pub const HTTP2_CONTROL_FRAMES_PER_REQUEST: u64 = 4;
 pub const HTTP2_CONNECTION_AGE_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// What one connection holds beside its window: read and write buffers, tables of HPACK, small frames, and what is
-/// remembered of streams that were reset.
-pub const HTTP2_CONNECTION_STATE_SIZE: usize = HTTP2_DATA_FRAME_BUDGET + 128 * KIB;
+/// remembered of streams that were reset; over TLS a record that is opened, and two to be sent.
+pub const HTTP2_CONNECTION_STATE_SIZE: usize =
+    HTTP2_DATA_FRAME_BUDGET + 128 * KIB + 3 * TLS_RECORD_SIZE_MAX;
 
 /// What one stream holds beside its window and its slab: its task, its fields, its answer.
 pub const HTTP2_STREAM_STATE_SIZE: usize = HTTP2_HEADER_LIST_SIZE_MAX + 8 * KIB;
+
+// --- TLS --------------------------------------------------------------------------------------
+
+/// The plaintext of one record (RFC 8446 §5.1).
+pub const TLS_PLAINTEXT_SIZE_MAX: usize = 1 << 14;
+
+/// What encryption adds to it at most, padding included (RFC 8446 §5.2); AEADs of TLS 1.2 add 24.
+pub const TLS_EXPANSION_SIZE_MAX: usize = 256;
+
+/// Type, version and length.
+pub const TLS_HEADER_SIZE: usize = 5;
+
+/// One record as it is sent.
+pub const TLS_RECORD_SIZE_MAX: usize =
+    TLS_HEADER_SIZE + TLS_PLAINTEXT_SIZE_MAX + TLS_EXPANSION_SIZE_MAX;
+
+/// The smallest slab in which a head is sure to become whole: all of it but a byte, and a record behind it.
+pub const TLS_SLAB_SIZE_MIN: usize =
+    (HEAD_SIZE_MAX + TLS_RECORD_SIZE_MAX).next_multiple_of(PAGE_SIZE);
+
+/// What an open TLS connection holds besides [`CONNECTION_STATE_SIZE`]. `tests/allocation.rs` measures it.
+pub const TLS_CONNECTION_STATE_SIZE: usize = 16 * KIB;
+
+/// What a core holds while it opens records: the plaintext of one twice, the messages of a handshake and the work on
+/// them.
+pub const TLS_OPEN_SIZE: usize = 2 * TLS_PLAINTEXT_SIZE_MAX + 64 * KIB;
+
+/// A certificate with its chain, a key, the certificates of an authority, or what it has revoked, in bytes.
+pub const TLS_FILE_SIZE_MAX: usize = 4 * MIB;
+
+/// How often it is looked whether such files have changed; a change is taken once it is as old as this.
+pub const TLS_FILE_CHECK_PAUSE: Duration = Duration::from_secs(2);
+
+/// From here on to its expiry a certificate is warned about.
+pub const TLS_EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 // --- slabs ------------------------------------------------------------------------------------
 
@@ -268,6 +304,9 @@ pub const PRINCIPAL_NAME_SIZE_MAX: usize = 64;
 
 /// Secrets of one principal: the one in use, and those it is rotated from and to.
 pub const SECRET_COUNT_MAX: usize = 8;
+
+/// Names of certificates of one principal.
+pub const SUBJECT_COUNT_MAX: usize = 64;
 
 /// User and password of Basic with the colon between them, in bytes: whole groups of base64.
 pub const BASIC_SIZE_MAX: usize = 768;

@@ -57,6 +57,10 @@ pub enum Count {
     ConnectionsRefused,
     /// Connections cut because the peer took too long, idle ones too.
     DeadlinesPassed,
+    /// TLS handshakes that were completed.
+    TlsHandshakes,
+    /// TLS connections that ended with an error, in the handshake or after.
+    TlsFailures,
     /// Times that a listener failed to accept.
     AcceptErrors,
     /// Connections that spoke HTTP/2.

@@ -31,6 +31,7 @@ use crate::reactor::{Phase, Reactor, Ready, Remainder};
 use crate::spool::disk::Disk;
 use crate::spool::recover::{PendingSegment, pending_batches};
 use crate::spool::{self, Opened, Segments, Spool, SpoolMetrics};
+use crate::tls::Tls;
 use crate::uplink::dead_letter::DeadLetters;
 use crate::uplink::kusto::Kusto;
 use crate::uplink::settlement::Settlement;
@@ -56,6 +57,7 @@ pub struct NodeMetrics {
     pub spool: Option<SpoolView>,
     /// Set where the destination is Kusto.
     pub kusto: OnceLock<KustoView>,
+    pub tls: Arc<Tls>,
 }
 
 /// What there is to see of Kusto.
@@ -105,6 +107,7 @@ impl Node {
         disk: Option<D>,
     ) -> Result<Node, Fatal> {
         let admission = Arc::new(Admission::load(&config)?);
+        let tls = Arc::new(Tls::load(&config)?);
         raise_descriptor_limit();
         let core_count = config.cores;
         let config = Arc::new(config);
@@ -158,6 +161,7 @@ impl Node {
                 metrics: spool.metrics().clone(),
             }),
             kusto: OnceLock::new(),
+            tls: tls.clone(),
         });
         let (phase, phase_seen) = watch::channel(Phase::Running);
         let admin = Admin::bind(config.admin.address)?;
@@ -223,6 +227,7 @@ impl Node {
                 cpu: (core_count <= cpus.len()).then(|| cpus[index]),
                 config: config.clone(),
                 admission: admission.clone(),
+                tls: tls.clone(),
                 listeners,
                 handover: handovers[index].clone(),
                 spool: spool
@@ -257,6 +262,7 @@ impl Node {
             runtime.spawn(uplink::refill(spool.clone(), handovers));
             runtime.spawn(recover(spool, pending, tables));
         }
+        runtime.spawn(tls.watch());
         admin.serve(&runtime, metrics.clone(), config.clone(), phase_seen);
         Ok(Node {
             config,

@@ -30,6 +30,7 @@ use crate::route::Routes;
 use crate::slab::Slabs;
 use crate::spool::Segments;
 use crate::spool::disk::Disk;
+use crate::tls::Tls;
 use crate::uplink::{Handover, Returned};
 use crate::upload_buffer::UploadBuffers;
 
@@ -46,6 +47,7 @@ pub struct Reactor<D> {
     pub config: Arc<Config>,
     /// Of all cores, so that a rate is the node's.
     pub admission: Arc<Admission>,
+    pub tls: Arc<Tls>,
     /// In the order of the configuration.
     pub listeners: Vec<TcpListener>,
     pub handover: Arc<Handover>,
@@ -90,6 +92,7 @@ pub struct Core {
     pub upload_buffers: Rc<UploadBuffers>,
     pub routes: Routes,
     pub admission: Arc<Admission>,
+    pub tls: Arc<Tls>,
     pub connections: Connections,
     pub http2: Http2,
     pub metrics: Arc<CoreMetrics>,
@@ -310,6 +313,7 @@ impl<D: Disk> Reactor<D> {
             upload_buffers: Rc::new(upload_buffers),
             routes: Routes::new(config),
             admission: self.admission.clone(),
+            tls: self.tls.clone(),
             connections: Connections::new(config),
             http2: Http2::new(config),
             metrics: self.metrics.clone(),

@@ -1,14 +1,15 @@
-//! No heap allocation for a request on an open connection, counted on the reactor's thread.
+//! No heap allocation for a request on an open connection, counted on the reactor's thread; over TLS none that stays.
 
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering};
 
+use support::tls::{Authority, Tunnel};
 use support::{Client, chunked_request, request};
 use weir::config::Config;
-use weir::limits::DEFLATE_STATE_SIZE;
+use weir::limits::{CONNECTION_STATE_SIZE, DEFLATE_STATE_SIZE, TLS_CONNECTION_STATE_SIZE};
 use weir::node::Node;
 
 /// Counts what one thread allocates.
@@ -18,15 +19,17 @@ struct Counting;
 static WATCHED: AtomicI32 = AtomicI32::new(0);
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 static ALLOCATED_BYTES: AtomicU64 = AtomicU64::new(0);
+/// Allocated and not given back, by the watched thread.
+static HELD_BYTES: AtomicI64 = AtomicI64::new(0);
 
 thread_local! {
     static THREAD: Cell<i32> = const { Cell::new(0) };
 }
 
-fn count(size: usize) {
+fn is_watched() -> bool {
     let watched = WATCHED.load(Ordering::Relaxed);
     if watched == 0 {
-        return;
+        return false;
     }
     let thread = THREAD.with(|thread| {
         if thread.get() == 0 {
@@ -34,27 +37,35 @@ fn count(size: usize) {
         }
         thread.get()
     });
-    if thread == watched {
+    thread == watched
+}
+
+fn count(size: usize, given_back: usize) {
+    if is_watched() {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         ALLOCATED_BYTES.fetch_add(size as u64, Ordering::Relaxed);
+        HELD_BYTES.fetch_add(size as i64 - given_back as i64, Ordering::Relaxed);
     }
 }
 
 // SAFETY: every call goes to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
+        count(layout.size(), 0);
         // SAFETY: the caller keeps `alloc`'s contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        if is_watched() {
+            HELD_BYTES.fetch_sub(layout.size() as i64, Ordering::Relaxed);
+        }
         // SAFETY: the caller keeps `dealloc`'s contract.
         unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size);
+        count(size, layout.size());
         // SAFETY: the caller keeps `realloc`'s contract.
         unsafe { System.realloc(pointer, layout, size) }
     }
@@ -90,11 +101,71 @@ const CONNECTIONS: usize = 4;
 const WARM_UP: usize = 400;
 const REQUESTS: usize = 10_000;
 
-/// One test, as both parts watch a thread of their own.
+/// One test, as all parts watch a thread of their own.
 #[test]
 fn memory_is_what_the_plan_says_and_does_not_move() {
     a_deflate_state_is_as_large_as_planned();
     ten_thousand_requests_of_each_kind_allocate_nothing_on_the_reactor();
+    requests_over_tls_keep_nothing_that_they_allocate();
+}
+
+/// Kept per request, this would be seen: 8 bytes of each.
+const KEPT_BYTES_MAX: i64 = 8 * TLS_REQUESTS as i64;
+const TLS_REQUESTS: usize = 2_000;
+
+/// What a connection takes besides the heap: its descriptor is the kernel's, and its task is in the plan without TLS too.
+fn requests_over_tls_keep_nothing_that_they_allocate() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    authority.server(1).write(directory.path());
+    std::fs::write(directory.path().join("ca.pem"), &authority.pem).unwrap();
+    let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n\
+                tls = { certificate = \"tls.crt\", key = \"tls.key\", client_ca = \"ca.pem\" }\n\
+                [admin]\naddress = \"127.0.0.1:0\"\n[destination]\ntype = \"null\"\n[spool]\nsize = \"64MiB\"\n";
+    let config = Config::parse(text, "test.toml".as_ref(), directory.path()).unwrap();
+    let node = Node::start(config, false).unwrap();
+    let device = authority.client("device", 2);
+    let tunnel = Tunnel::open(
+        node.listeners()[0],
+        authority.config(Some(&device)),
+        16 * 1024,
+    );
+    let large = weir_perf::event::large_event(1, 0);
+    let wires = [request("/a", b"{\"a\":1}"), request("/a", large.as_bytes())];
+    WATCHED.store(thread_named("weir-core-0"), Ordering::Relaxed);
+    let held = || HELD_BYTES.load(Ordering::Relaxed);
+    let open = |count: usize| -> Vec<Client> {
+        let mut clients: Vec<Client> = (0..count)
+            .map(|_| Client::connect(tunnel.address))
+            .collect();
+        for client in &mut clients {
+            for wire in &wires {
+                client.send(wire);
+                assert_eq!(client.reply().status, 201);
+            }
+        }
+        clients
+    };
+    let mut clients = open(1);
+    let before = held();
+    clients.extend(open(CONNECTIONS));
+    let each = (held() - before) / CONNECTIONS as i64;
+    let planned = (TLS_CONNECTION_STATE_SIZE + CONNECTION_STATE_SIZE) as i64;
+    assert!(
+        (planned / 4..=planned).contains(&each),
+        "a connection holds {each} bytes"
+    );
+    let before = held();
+    for round in 0..TLS_REQUESTS {
+        let client = &mut clients[round % CONNECTIONS];
+        client.send(&wires[usize::from(round % 50 == 0)]);
+        assert_eq!(client.reply().status, 201);
+    }
+    let kept = held() - before;
+    assert!(kept.abs() < KEPT_BYTES_MAX, "{kept} bytes are kept");
+    WATCHED.store(0, Ordering::Relaxed);
+    drop(clients);
+    node.drain().unwrap();
 }
 
 fn a_deflate_state_is_as_large_as_planned() {

@@ -6,9 +6,10 @@
 mod support;
 
 use std::io::Write;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 
-use support::{Client, Weir, noise, records, request};
+use support::tls::{Authority, Tunnel};
+use support::{Client, Weir, base_config, free_address, noise, records, request};
 
 /// What a connection is worth after the answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -797,8 +798,32 @@ fn exchange<T>(
     })
 }
 
+const ROUTES: &str =
+    "[[route]]\npath = \"/x\"\n[[route]]\npath = \"/\"\n[[route]]\npath = \"/long/*\"\n";
+
 #[test]
 fn every_row_of_the_table_has_its_answer_and_a_connection_in_sync_or_closed() {
+    let weir = Weir::start(ROUTES);
+    let address = weir.address;
+    every_row_is_answered(weir, address);
+}
+
+/// The same through TLS: each piece that is sent is a record, or several.
+#[test]
+fn every_row_of_the_table_has_the_same_answer_over_tls() {
+    let authority = Authority::new();
+    let directory = tempfile::tempdir().unwrap();
+    authority.server(1).write(directory.path());
+    let admin = free_address();
+    let plain = "address = \"127.0.0.1:0\"\n";
+    let tls = format!("{plain}tls = {{ certificate = \"tls.crt\", key = \"tls.key\" }}\n");
+    let config = base_config(admin).replacen(plain, &tls, 1) + ROUTES;
+    let weir = Weir::start_in(directory, &config, admin);
+    let tunnel = Tunnel::open(weir.address, authority.config(None), 16 * 1024);
+    every_row_is_answered(weir, tunnel.address);
+}
+
+fn every_row_is_answered(weir: Weir, address: SocketAddr) {
     let mut table = Table::default();
     framing(&mut table);
     chunks(&mut table);
@@ -812,9 +837,6 @@ fn every_row_of_the_table_has_its_answer_and_a_connection_in_sync_or_closed() {
         .collect();
     assert!(missing.is_empty(), "rows without an input: {missing:?}");
 
-    let weir = Weir::start(
-        "[[route]]\npath = \"/x\"\n[[route]]\npath = \"/\"\n[[route]]\npath = \"/long/*\"\n",
-    );
     let good = request("/x", GOOD);
     let mut noise = noise();
     let mut accepted = 0;
@@ -824,7 +846,7 @@ fn every_row_of_the_table_has_its_answer_and_a_connection_in_sync_or_closed() {
         for cuts in cuttings(case.wire.len().max(2), &mut noise) {
             let input = case.wire.escape_ascii();
             let context = format!("row {}: {input}, {} cuts", case.row, cuts.len());
-            let mut client = weir.connect();
+            let mut client = Client::connect(address);
             let (first, second) = exchange(&mut client, &wire, &cuts, |client| {
                 (client.try_reply(), client.try_reply())
             });

@@ -13,6 +13,7 @@ use support::http2::{
     NO_ERROR, PING, PREFACE, PRIORITY, PROTOCOL_ERROR, REFUSED_STREAM, RST_STREAM, Raw, SETTINGS,
     WINDOW_UPDATE, block, connect, frame, post, post_block, post_headers, run, send,
 };
+use support::tls::{Authority, Tunnel};
 use support::{Client, Weir, base_config, free_address, records};
 
 /// A weir that speaks HTTP/2, with `more` configuration.
@@ -879,4 +880,166 @@ fn a_peer_without_a_window_loses_its_stream_and_one_that_does_not_read_its_conne
             }
         }
     });
+}
+
+// --- over TLS -------------------------------------------------------------------------------------
+
+/// A weir whose only listener speaks HTTP/2 over TLS where `http2` says so; who signed its certificate.
+fn start_tls(http2: bool, tls: &str, more: &str) -> (Weir, Authority) {
+    let authority = Authority::new();
+    let directory = tempfile::tempdir().unwrap();
+    authority.server(1).write(directory.path());
+    std::fs::write(directory.path().join("ca.pem"), &authority.pem).unwrap();
+    let admin = free_address();
+    let listener = "address = \"127.0.0.1:0\"\n";
+    let keys = format!(
+        "{listener}http2 = {http2}\ntls = {{ certificate = \"tls.crt\", key = \"tls.key\"{tls} }}\n"
+    );
+    let base = base_config(admin).replacen(listener, &keys, 1);
+    let weir = Weir::start_in(directory, &format!("{base}{more}"), admin);
+    (weir, authority)
+}
+
+fn offering(mut config: rustls::ClientConfig, protocols: &[&str]) -> rustls::ClientConfig {
+    config.alpn_protocols = protocols
+        .iter()
+        .map(|name| name.as_bytes().to_vec())
+        .collect();
+    config
+}
+
+/// What a handshake with these offers agrees on; an error where it fails.
+fn agreed(
+    weir: &Weir,
+    authority: &Authority,
+    protocols: &[&str],
+) -> std::io::Result<Option<String>> {
+    let config = offering(authority.config(None), protocols);
+    let mut connection = support::tls::connection(&std::sync::Arc::new(config));
+    let mut stream = std::net::TcpStream::connect(weir.address).unwrap();
+    while connection.is_handshaking() {
+        connection.complete_io(&mut stream)?;
+    }
+    let name = connection.alpn_protocol();
+    Ok(name.map(|name| String::from_utf8(name.to_vec()).unwrap()))
+}
+
+#[test]
+fn over_tls_http2_is_agreed_on_where_the_listener_speaks_it_and_has_room() {
+    let (weir, authority) = start_tls(true, "", "[http2]\nconnections = 1\nstreams = 2\n");
+    let both = &["h2", "http/1.1"];
+    assert_eq!(
+        agreed(&weir, &authority, both).unwrap().as_deref(),
+        Some("h2")
+    );
+    weir.wait_for_metric("weir_http2_connections 0");
+    let http = |name: &str| Some(name.to_owned());
+    assert_eq!(
+        agreed(&weir, &authority, &["http/1.1"]).unwrap(),
+        http("http/1.1")
+    );
+    assert_eq!(agreed(&weir, &authority, &[]).unwrap(), None);
+    let tunnel = Tunnel::open(
+        weir.address,
+        offering(authority.config(None), both),
+        16 * 1024,
+    );
+    let taken = Raw::open(tunnel.address);
+    assert_eq!(agreed(&weir, &authority, both).unwrap(), http("http/1.1"));
+    assert!(agreed(&weir, &authority, &["h2"]).is_err());
+    drop(taken);
+    let (plain, authority) = start_tls(false, "", "");
+    assert_eq!(agreed(&plain, &authority, both).unwrap(), http("http/1.1"));
+    assert!(agreed(&plain, &authority, &["h2"]).is_err());
+}
+
+#[test]
+fn over_tls_streams_are_served_whatever_the_records() {
+    let (weir, authority) = start_tls(true, "", "");
+    for record_size in [16 * 1024, 1_000, 7] {
+        let config = offering(authority.config(None), &["h2"]);
+        let tunnel = Tunnel::open(weir.address, config, record_size);
+        let (count, size) = if record_size > 7 {
+            (20, 187_000)
+        } else {
+            (3, 2_000)
+        };
+        run(async {
+            let (client, connection) = connect(tunnel.address).await;
+            let posts = (0..count).map(|index| {
+                let client = client.clone();
+                tokio::spawn(async move { post(&client, "/x", event(index, size)).await })
+            });
+            for post in posts.collect::<Vec<_>>() {
+                let answer = post.await.unwrap().unwrap();
+                assert_eq!(answer.body, "{\"accepted\":1}\n");
+            }
+            drop(client);
+            connection.await.unwrap().unwrap();
+        });
+    }
+    weir.wait_for_metric("weir_http2_connections 0");
+    assert_eq!(weir.outcomes(), [43, 0, 0, 0]);
+    let rows = weir.stop_delivered().rows("Telemetry", "Events");
+    let expected = (0..20)
+        .flat_map(|index| {
+            [
+                compact(&event(index, 187_000)),
+                compact(&event(index, 187_000)),
+            ]
+        })
+        .chain((0..3).map(|index| compact(&event(index, 2_000))))
+        .collect();
+    assert_eq!(sorted(records(&rows)), sorted(expected));
+}
+
+#[test]
+fn over_tls_a_certificate_counts_for_every_stream() {
+    let (weir, authority) = start_tls(
+        true,
+        ", client_ca = \"ca.pem\", client_auth = \"optional\"",
+        "[[principal]]\nname = \"p\"\ncertificate = { subjects = [\"CN=known,O=Example\"] }\n\
+         [[route]]\npath = \"/*\"\nprincipals = [\"p\"]\n",
+    );
+    for (name, status) in [(None, 403), (Some("known"), 201), (Some("other"), 403)] {
+        let pair = name.map(|name| authority.client(name, 7));
+        let config = offering(authority.config(pair.as_ref()), &["h2"]);
+        let tunnel = Tunnel::open(weir.address, config, 16 * 1024);
+        run(async {
+            let (client, _connection) = connect(tunnel.address).await;
+            for _ in 0..2 {
+                let answer = post(&client, "/x", "{}").await.unwrap();
+                assert_eq!(answer.status, status, "{name:?} {answer:?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn over_tls_floods_and_idle_connections_end_as_they_do_in_clear_text() {
+    let (weir, authority) = start_tls(
+        true,
+        "",
+        "[deadlines]\nidle = \"300ms\"\nwrite = \"300ms\"\n",
+    );
+    let config = offering(authority.config(None), &["h2"]);
+    let tunnel = Tunnel::open(weir.address, config, 16 * 1024);
+    let mut raw = Raw::open(tunnel.address);
+    assert_eq!(raw.go_away(), Some(NO_ERROR));
+    let mut raw = Raw::open(tunnel.address);
+    raw.flood(&frame(PING, 0, 0, b"12345678"), 100_000);
+    raw.end();
+    raw.go_away();
+    weir.wait_for_metric("weir_http2_connections 0");
+    assert_eq!(
+        weir.metric("weir_http2_goaways_total{code=\"enhance_your_calm\"}"),
+        1
+    );
+    let mut raw = Raw::open(tunnel.address);
+    raw.send(&post_headers(1, "/x", &[]));
+    raw.send(&frame(DATA, END_STREAM, 1, b"{}"));
+    assert_eq!(raw.answer(1).0, "{\"accepted\":1}\n");
+    drop(raw);
+    weir.wait_for_metric("weir_http2_streams 0");
+    weir.wait_for_metric("weir_connections 0");
 }

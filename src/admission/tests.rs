@@ -60,6 +60,7 @@ fn ask(
         listener_index,
         route_index,
         peer: peer.parse().unwrap(),
+        certificate: Certificate::None,
         head: head.as_bytes(),
         size: Some(5),
     })

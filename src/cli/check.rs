@@ -1,7 +1,8 @@
 //! `weir check`: is the configuration valid, and is it likely what was meant?
 //!
 //! Nothing is opened, bound or started, so it can run beside a running node and in CI.
-//! A sum above this machine's limit is a warning here: the file may be meant for another machine.
+//! A sum above this machine's limit, and certificates that are not there or do not work, are warnings here: the file may
+//! be meant for another machine.
 //!
 //! With `--online` the way to Kusto is walked as well, one line per step; nothing is ingested.
 
@@ -10,6 +11,7 @@ use crate::budget::machine::Machine;
 use crate::budget::{Budget, Registration};
 use crate::config::{Config, Destination, Registered};
 use crate::error::Fatal;
+use crate::tls;
 use crate::uplink::kusto::online::{Finding, Verdict, walk};
 
 pub(super) fn run(args: &ConfigArgs, online: bool) -> Result<(), Fatal> {
@@ -24,6 +26,7 @@ pub(super) fn run(args: &ConfigArgs, online: bool) -> Result<(), Fatal> {
     if let Err(fatal) = budget.verify(&config, &machine) {
         warnings.push(format!("weir will not start here: {fatal}"));
     }
+    warnings.extend(tls::faults(&config).map(|fatal| format!("weir will not start here: {fatal}")));
     print(&format!(
         "{}: valid\n{}",
         args.name(),

@@ -2,6 +2,9 @@
 //!
 //! The destination is a stand-in for Azure Data Explorer in this process, on loopback, so the whole way of a row is
 //! there: token, resources, blob, message, ingestion. With `--out` it is a directory.
+//! With `--tls` it listens under a certificate of its own (`demo/certificate.rs`).
+
+mod certificate;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -12,6 +15,8 @@ use tokio::runtime::Runtime;
 use super::DemoArgs;
 use super::print;
 use super::run::{self, Signals};
+use certificate::Certificate;
+
 use crate::admin::resident_bytes;
 use crate::config::{Config, Destination, Identity, KustoConfig, Mode, Size, Table};
 use crate::error::Fatal;
@@ -32,14 +37,26 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), Fatal> {
         None => Remote::start(args, &config)?,
     };
     config.destination = remote.destination()?;
+    let certificate = match args.tls {
+        true => Some(Certificate::make(&directory(&config), args.listen.ip())?),
+        false => None,
+    };
+    config.listeners[0].tls = certificate.as_ref().map(Certificate::listener);
     let node = Node::start(config, false)?;
     let mut signals = Signals::catch(&node)?;
     run::announce(&node);
     let address = node.listeners()[0];
+    let curl = match &certificate {
+        Some(certificate) => format!(
+            "curl {} --json '{{\"hello\": \"weir\"}}' https",
+            certificate.argument()
+        ),
+        None => "curl --json '{\"hello\": \"weir\"}' http".into(),
+    };
     print(&format!(
         "metrics on http://{}/metrics\n{}\n\n\
          Try, in another terminal:\n\n  \
-         curl --json '{{\"hello\": \"weir\"}}' http://{address}/demo\n\n\
+         {curl}://{address}/demo\n\n\
          Ctrl-C drains and ends.\n\n",
         node.admin(),
         remote.announcement(&table),
@@ -105,8 +122,7 @@ impl Remote {
             ..StandinOptions::default()
         };
         // A configuration names secrets and never holds one, also here.
-        let directory = config.dead_letter.directory.parent();
-        let directory = directory.unwrap_or(Path::new(".")).to_owned();
+        let directory = directory(config);
         let secret = directory.join("standin-secret");
         std::fs::create_dir_all(&directory)
             .and_then(|()| std::fs::write(&secret, &options.client_secret))
@@ -216,6 +232,12 @@ impl Drop for Remote {
             let _ = std::fs::remove_file(secret);
         }
     }
+}
+
+/// Where the demo keeps what it needs while it runs.
+fn directory(config: &Config) -> PathBuf {
+    let directory = config.dead_letter.directory.parent();
+    directory.unwrap_or(Path::new(".")).to_owned()
 }
 
 /// A size to be read, not pasted.

@@ -14,13 +14,14 @@ use toml::Spanned;
 
 use super::error::{list, nearest};
 use super::raw::{
-    CredentialTable, Key, RawBasic, RawCredential, RawHmac, RawPrincipal, RawRate, TableOf,
+    CredentialTable, Key, RawBasic, RawCertificate, RawCredential, RawHmac, RawPrincipal, RawRate,
+    TableOf,
 };
 use super::validate::Check;
 use super::{Credential, Hmac, Principal, Rate, SignatureEncoding, Token};
 use crate::limits::{
     HEADER_NAME_SIZE_MAX, NETWORK_COUNT_MAX, PRINCIPAL_COUNT_MAX, PRINCIPAL_NAME_SIZE_MAX,
-    RATE_MAX, SECRET_COUNT_MAX,
+    RATE_MAX, SECRET_COUNT_MAX, SUBJECT_COUNT_MAX,
 };
 use crate::secret::SecretSource;
 
@@ -41,19 +42,31 @@ impl Check {
         }
         let mut principals = Vec::new();
         let mut seen = HashSet::new();
+        let mut subjects = HashSet::new();
         for principal in raw.into_inner() {
             let span = principal.span();
             let TableOf(principal) = principal.into_inner();
             let name = self.principal_name(principal.name, span.clone(), &mut seen);
             let rate = self.rate(principal.rate);
-            let credential = match (principal.bearer, principal.basic, principal.hmac) {
-                (Some(tokens), None, None) => {
+            let RawPrincipal {
+                bearer,
+                basic,
+                hmac,
+                certificate,
+                ..
+            } = principal;
+            let credential = match (bearer, basic, hmac, certificate) {
+                (Some(tokens), None, None, None) => {
                     Some(Credential::Bearer(self.tokens(tokens, base_dir)))
                 }
-                (None, Some(basic), None) => self.basic(basic, base_dir),
-                (None, None, Some(hmac)) => self.hmac(hmac, base_dir),
+                (None, Some(basic), None, None) => self.basic(basic, base_dir),
+                (None, None, Some(hmac), None) => self.hmac(hmac, base_dir),
+                (None, None, None, Some(certificate)) => {
+                    self.certificate(certificate, &mut subjects)
+                }
                 _ => {
-                    let message = "a principal has one of `bearer`, `basic` and `hmac`";
+                    let message =
+                        "a principal has one of `bearer`, `basic`, `hmac` and `certificate`";
                     self.error(span, message);
                     None
                 }
@@ -177,6 +190,47 @@ impl Check {
                 default.encoding,
             ),
         }))
+    }
+
+    /// `seen` has the names of all principals before.
+    fn certificate(
+        &mut self,
+        raw: Spanned<TableOf<RawCertificate>>,
+        seen: &mut HashSet<String>,
+    ) -> Option<Credential> {
+        let span = raw.span();
+        let Some(subjects) = raw.into_inner().0.subjects else {
+            self.error(span, "`certificate` has `subjects`; add them");
+            return None;
+        };
+        let count = subjects.get_ref().len();
+        if count == 0 || count > SUBJECT_COUNT_MAX {
+            let message = format!("{count} subjects; give 1 to {SUBJECT_COUNT_MAX}");
+            self.error(subjects.span(), message);
+        }
+        let mut names = Vec::new();
+        for subject in subjects.into_inner() {
+            let name = subject.get_ref();
+            let is_alternative = ["dns:", "uri:"].iter().any(|kind| {
+                let rest = name.strip_prefix(kind);
+                rest.is_some_and(|rest| !rest.is_empty())
+            });
+            if !is_alternative && !name.contains('=') {
+                let message = format!(
+                    "\"{name}\" is no name of a certificate; write its subject, such as \"CN=device-1,O=Example\" \
+                     (openssl x509 -noout -subject -nameopt RFC2253), or \"dns:NAME\" or \"uri:URI\" for an alternative \
+                     name"
+                );
+                self.error(subject.span(), message);
+            } else if !seen.insert(name.clone()) {
+                self.error(
+                    subject.span(),
+                    "a principal has this name already; remove one",
+                );
+            }
+            names.push(subject.into_inner());
+        }
+        Some(Credential::Certificate(names))
     }
 
     fn sources(

@@ -305,7 +305,7 @@ impl Check {
         }
     }
 
-    fn file(&mut self, path: Spanned<String>, base_dir: &Path) -> Option<PathBuf> {
+    pub(super) fn file(&mut self, path: Spanned<String>, base_dir: &Path) -> Option<PathBuf> {
         if path.get_ref().is_empty() || path.get_ref().contains('\0') {
             self.error(path.span(), "not a path; name a file");
             return None;

@@ -52,6 +52,17 @@ pub(super) struct RawListener {
     pub allow: Key<Vec<Spanned<String>>>,
     pub proxies: Key<Vec<Spanned<String>>>,
     pub http2: Key<bool>,
+    pub tls: Key<TableOf<RawListenerTls>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawListenerTls {
+    pub certificate: Key<String>,
+    pub key: Key<String>,
+    pub client_ca: Key<String>,
+    pub client_crl: Key<String>,
+    pub client_auth: Key<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -226,6 +237,7 @@ pub(super) struct RawLimits {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawDeadlines {
+    pub handshake: Key<RawDuration>,
     pub head: Key<RawDuration>,
     pub body_start: Key<RawDuration>,
     pub body: Key<RawDuration>,
@@ -272,6 +284,7 @@ pub(super) struct RawPrincipal {
     pub bearer: Key<Vec<Spanned<RawCredential>>>,
     pub basic: Key<TableOf<RawBasic>>,
     pub hmac: Key<TableOf<RawHmac>>,
+    pub certificate: Key<TableOf<RawCertificate>>,
     pub rate: Key<TableOf<RawRate>>,
 }
 
@@ -289,6 +302,12 @@ pub(super) struct RawHmac {
     pub header: Key<String>,
     pub prefix: Key<String>,
     pub encoding: Key<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawCertificate {
+    pub subjects: Key<Vec<Spanned<String>>>,
 }
 
 #[derive(Deserialize, Default)]

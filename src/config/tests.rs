@@ -82,6 +82,7 @@ fn every_key_changes_what_it_names() {
         connections_per_address = 2
         requests_per_connection = 3
         [deadlines]
+        handshake = "7s"
         head = "1s"
         body_start = "2s"
         body = "3s"
@@ -131,6 +132,7 @@ fn every_key_changes_what_it_names() {
         principals,
         allow: networks(allow),
         proxies: networks(proxies),
+        tls: None,
     };
     let rate = |requests, bytes, seconds| {
         Some(Rate {
@@ -254,6 +256,7 @@ fn every_key_changes_what_it_names() {
             drain: Duration::from_secs(24 * 60 * 60),
         },
         deadlines: Deadlines {
+            handshake: Duration::from_secs(7),
             head: Duration::from_secs(1),
             body_start: Duration::from_secs(2),
             body: Duration::from_secs(3),
@@ -1060,7 +1063,10 @@ fn setting(key: &str, value: &str) -> String {
         Some((table @ ("listener" | "principal" | "route"), key)) => {
             format!("[[{table}]]\n{key} = {value}")
         }
-        Some((table, key)) if table.starts_with("principal.") || table == "route.rate" => {
+        Some((table, key))
+            if table.starts_with("principal.")
+                || ["route.rate", "listener.tls"].contains(&table) =>
+        {
             let (array, table) = table.split_once('.').unwrap();
             format!("[[{array}]]\n{table} = {{ {key} = {value} }}")
         }
@@ -1097,7 +1103,9 @@ fn code_keys() -> BTreeSet<String> {
         }
     }
     for section in NESTED_SECTIONS.into_iter().chain([
+        "listener.tls",
         "principal.basic",
+        "principal.certificate",
         "principal.hmac",
         "principal.rate",
         "route.rate",
@@ -1139,6 +1147,8 @@ fn the_document_has_the_defaults_of_the_code() {
             ),
             // By default there is no principal, and anybody may send from anywhere as much as they can.
             (key, _) if is_of_access(key) => {}
+            // By default there is no TLS.
+            (key, _) if key.starts_with("listener.tls") => {}
             _ => assert_eq!(
                 parse(&setting(&key, &default)).unwrap(),
                 Config::default(),
@@ -1187,6 +1197,80 @@ fn the_documents_example_of_access_has_every_key_of_it() {
 }
 
 #[test]
+fn the_documents_example_of_tls_has_every_key_of_it() {
+    let (_, rest) = DOCUMENT.split_once("## TLS").unwrap();
+    let (_, rest) = rest.split_once("```toml\n").unwrap();
+    let example = rest.split_once("```").unwrap().0;
+    let tls = parse(example).unwrap().listeners[0].tls.clone().unwrap();
+    assert!(tls.client.is_some_and(|client| client.crl.is_some()));
+    for key in code_keys() {
+        if let Some(name) = key.strip_prefix("listener.tls.") {
+            assert!(example.contains(&format!(" {name} = ")), "no {key}");
+        }
+    }
+}
+
+#[test]
+fn tls_has_its_files_and_room_for_a_record() {
+    let tls = |keys: &str| format!("[[listener]]\ntls = {{ {keys} }}\n");
+    let pair = "certificate = \"a\", key = \"b\"";
+    let both = parse(&tls(pair)).unwrap().listeners[0].tls.clone().unwrap();
+    assert_eq!(both.client, None);
+    let client = parse(&tls(&format!("{pair}, client_ca = \"c\"")));
+    let client = client.unwrap().listeners[0].tls.clone().unwrap().client;
+    assert!(client.is_some_and(|client| !client.optional));
+    for (text, part) in [
+        (tls("certificate = \"a\""), "add the missing one"),
+        (
+            tls(&format!("{pair}, client_auth = \"optional\"")),
+            "`client_ca`",
+        ),
+        (tls(&format!("{pair}, client_crl = \"c\"")), "`client_ca`"),
+        (tls("certificate = \"\", key = \"b\""), "not a path"),
+        (
+            format!(
+                "{}[slabs]\nclasses = [{{ size = \"32KiB\", count = 1 }}]\n",
+                tls(pair)
+            ),
+            "TLS needs a slab class of 36KiB",
+        ),
+    ] {
+        let error = error_of(&text);
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn a_certificate_of_a_principal_is_known_by_names() {
+    let named = |subjects: &str| {
+        format!("[[principal]]\nname = \"a\"\ncertificate = {{ subjects = [{subjects}] }}\n")
+    };
+    let good = parse(&named("\"CN=a,O=b\", \"dns:a.example\", \"uri:urn:a\"")).unwrap();
+    assert_eq!(
+        good.principals[0].credential,
+        Credential::Certificate(vec![
+            "CN=a,O=b".into(),
+            "dns:a.example".into(),
+            "uri:urn:a".into()
+        ])
+    );
+    let warnings = good.warnings();
+    assert!(
+        warnings.iter().any(|warning| warning.contains("client_ca")),
+        "{warnings:?}"
+    );
+    for (subjects, part) in [
+        ("", "0 subjects"),
+        ("\"device-1\"", "no name of a certificate"),
+        ("\"dns:\"", "no name of a certificate"),
+        ("\"CN=a\", \"CN=a\"", "has this name already"),
+    ] {
+        let error = error_of(&named(subjects));
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
 fn the_examples_of_kusto_are_valid() {
     let (_, kusto) = DOCUMENT.split_once("type = \"kusto\"\n").unwrap();
     let (lines, _) = kusto.split_once("```").unwrap();
@@ -1200,7 +1284,8 @@ fn the_examples_of_kusto_are_valid() {
 fn the_example_of_the_document_is_complete() {
     let example: toml::Table = document_example().parse().unwrap();
     for key in code_keys() {
-        if is_of_access(&key) {
+        // They have examples of their own.
+        if is_of_access(&key) || key.starts_with("listener.tls") {
             continue;
         }
         let mut value = &toml::Value::Table(example.clone());

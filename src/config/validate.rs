@@ -15,12 +15,12 @@ use toml::Spanned;
 use super::error::{Placed, list, nearest};
 use super::raw::{
     Key, RawConfig, RawCores, RawDeadLetter, RawDeadlines, RawDestination, RawDuration, RawHttp2,
-    RawListener, RawRoute, RawSize, RawSlabClass, RawSpool, TableOf,
+    RawListener, RawListenerTls, RawRoute, RawSize, RawSlabClass, RawSpool, TableOf,
 };
 use super::{
-    Ack, Admin, Batch, Compression, Config, DeadLetter, Deadlines, Dedup, Destination, Envelope,
-    Http2, Limits, Listener, Memory, PathPattern, Principal, Registered, Response, Route, Size,
-    SlabClass, Slabs, Spool, SuccessStatus, Table, Uplink, Upload,
+    Ack, Admin, Batch, ClientAuth, Compression, Config, DeadLetter, Deadlines, Dedup, Destination,
+    Envelope, Http2, Limits, Listener, ListenerTls, Memory, PathPattern, Principal, Registered,
+    Response, Route, Size, SlabClass, Slabs, Spool, SuccessStatus, Table, Uplink, Upload,
 };
 use crate::limits::{
     COMPRESSION_LEVEL_MAX, COMPRESSION_LEVEL_MIN, CONNECTION_COUNT_MAX, CORE_COUNT_MAX,
@@ -29,7 +29,7 @@ use crate::limits::{
     HTTP2_WINDOW_SIZE_MIN, LISTENER_COUNT_MAX, MEMORY_LIMIT_MIN, PAGE_SIZE, RECORD_SIZE_MAX,
     REQUEST_LINE_SIZE_MAX, ROUTE_COUNT_MAX, SEGMENT_COUNT_MAX, SEGMENT_COUNT_MIN,
     SLAB_CLASS_COUNT_MAX, SLAB_COUNT_MAX, SLAB_SIZE_MAX, SLAB_SIZE_MIN, TAG_SIZE_MAX,
-    UPLINK_CONCURRENCY_MAX, UPLOAD_BUFFER_COUNT_MAX, UPLOAD_BUFFER_COUNT_MIN,
+    TLS_SLAB_SIZE_MIN, UPLINK_CONCURRENCY_MAX, UPLOAD_BUFFER_COUNT_MAX, UPLOAD_BUFFER_COUNT_MIN,
     UPLOAD_BUFFER_SIZE_MAX, segment_size, upload_buffer_size_min,
 };
 
@@ -93,7 +93,13 @@ impl Check {
         Config {
             cores,
             listeners: match raw.listener {
-                Some(listeners) => self.listeners(listeners, default.listeners, &principals),
+                Some(listeners) => self.listeners(
+                    listeners,
+                    default.listeners,
+                    &principals,
+                    base_dir,
+                    slabs.classes.last().map_or(0, |class| class.size),
+                ),
                 None => default.listeners,
             },
             admin: Admin {
@@ -242,6 +248,7 @@ impl Check {
 
     fn deadlines(&mut self, raw: RawDeadlines, default: Deadlines) -> Deadlines {
         Deadlines {
+            handshake: self.duration(raw.handshake, default.handshake),
             head: self.duration(raw.head, default.head),
             body_start: self.duration(raw.body_start, default.body_start),
             body: self.duration(raw.body, default.body),
@@ -350,6 +357,8 @@ impl Check {
         raw: Spanned<Vec<TableOf<RawListener>>>,
         default: Vec<Listener>,
         principals: &[Principal],
+        base_dir: &Path,
+        slab_size_max: usize,
     ) -> Vec<Listener> {
         let span = raw.span();
         let raw = raw.into_inner();
@@ -371,6 +380,10 @@ impl Check {
             let errors_before = self.errors.len();
             let address = self.address(listener.address, default[0].address);
             let is_valid = self.errors.len() == errors_before;
+            let tls = match listener.tls {
+                Some(tls) => self.listener_tls(tls, base_dir, slab_size_max),
+                None => None,
+            };
             if is_valid && address.port() != 0 && !seen.insert(address) {
                 let message =
                     format!("{address} is listened on already; remove one of the two listeners");
@@ -382,9 +395,63 @@ impl Check {
                 allow: self.networks(listener.allow),
                 proxies: self.networks(listener.proxies),
                 http2: listener.http2.is_some_and(Spanned::into_inner),
+                tls,
             });
         }
         listeners
+    }
+
+    fn listener_tls(
+        &mut self,
+        raw: Spanned<TableOf<RawListenerTls>>,
+        base_dir: &Path,
+        slab_size_max: usize,
+    ) -> Option<ListenerTls> {
+        let span = raw.span();
+        let TableOf(raw) = raw.into_inner();
+        if slab_size_max < TLS_SLAB_SIZE_MIN {
+            let message = format!(
+                "TLS needs a slab class of {} or more: a head and a record",
+                Size(TLS_SLAB_SIZE_MIN as u64)
+            );
+            self.error(span.clone(), message);
+        }
+        let (Some(certificate), Some(key)) = (raw.certificate, raw.key) else {
+            self.error(
+                span,
+                "`tls` has a `certificate` and a `key`; add the missing one",
+            );
+            return None;
+        };
+        let certificate = self.file(certificate, base_dir);
+        let key = self.file(key, base_dir);
+        let ca = raw.client_ca.map(|path| self.file(path, base_dir));
+        let crl = raw.client_crl.map(|path| self.file(path, base_dir));
+        let has_auth = raw.client_auth.is_some();
+        let optional = self.choice(
+            raw.client_auth,
+            &[("required", false), ("optional", true)],
+            false,
+        );
+        let client = match ca {
+            Some(ca) => Some(ClientAuth {
+                ca: ca?,
+                crl: crl.flatten(),
+                optional,
+            }),
+            None => {
+                if has_auth || crl.is_some() {
+                    let message = "`client_crl` and `client_auth` are about what `client_ca` signed; add that, or remove them";
+                    self.error(span, message);
+                }
+                None
+            }
+        };
+        Some(ListenerTls {
+            certificate: certificate?,
+            key: key?,
+            client,
+        })
     }
 
     fn destination(

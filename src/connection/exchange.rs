@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::ack::Ticket;
-use crate::admission::{self, Admitted};
+use crate::admission::{self, Admitted, Certificate};
 use crate::config::{Ack, Route};
 use crate::encoder::{Encoded, NotEncoded, Request};
 use crate::error::{Refusal, Reject};
@@ -21,8 +21,10 @@ use crate::reactor::Core;
 pub enum Unserved {
     Rejected(Reject),
     Refused(Refusal),
-    /// The stream ended or failed: there is nobody to answer.
+    /// The peer went away within a request.
     Gone,
+    /// The connection ended, and there was no request.
+    End,
 }
 
 impl From<Refusal> for Unserved {
@@ -37,6 +39,16 @@ impl From<Reject> for Unserved {
     }
 }
 
+/// Whose a request is, as far as its connection says.
+#[derive(Clone, Copy)]
+pub struct Peer {
+    /// In the order of the configuration.
+    pub listener_index: usize,
+    pub address: IpAddr,
+    /// What it has shown in the handshake.
+    pub certificate: Certificate,
+}
+
 /// A request whose rows are encoded, and which is answered when its promise is kept.
 #[derive(Clone, Copy)]
 pub struct Promise {
@@ -45,13 +57,13 @@ pub struct Promise {
     pub row_bytes: u64,
 }
 
-/// Decides from the head alone whether the body is wanted; its route.
+/// Decides from the head alone whether the body is wanted; its route. No request is larger than `request_size_max`.
 pub fn admit<'a>(
     core: &'a Core,
-    listener_index: usize,
-    peer: IpAddr,
+    peer: &Peer,
     head_bytes: &[u8],
     head: &Head,
+    request_size_max: usize,
 ) -> Result<(&'a Route, Admitted), Reject> {
     match head.method {
         Method::Store => {}
@@ -63,9 +75,10 @@ pub fn admit<'a>(
     }
     let found = core.routes.find(&head_bytes[head.path.clone()]);
     let admitted = core.admission.admit(&admission::Request {
-        listener_index,
+        listener_index: peer.listener_index,
         route_index: found.map(|(index, _)| index),
-        peer,
+        peer: peer.address,
+        certificate: peer.certificate,
         head: head_bytes,
         size: match head.framing {
             Framing::Length(length) => Some(length),
@@ -84,9 +97,8 @@ pub fn admit<'a>(
     if !head.json {
         return Err(Reject::ContentType);
     }
-    let size_max = core.slabs.size_max() as u64;
     if let Framing::Length(length) = head.framing
-        && length > size_max - head.size as u64
+        && length > request_size_max as u64 - head.size as u64
     {
         return Err(Reject::BodySize);
     }

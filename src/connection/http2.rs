@@ -11,13 +11,14 @@
 //!
 //! The connection looks at the clock some times a second instead of having a timer for each of its deadlines.
 
+mod sealed;
 mod socket;
 mod stream;
 mod wire;
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::net::IpAddr;
+use std::net::Shutdown;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -28,9 +29,13 @@ use h2::Reason;
 use h2::server::{Builder, Connection};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::accept::Place;
+use super::Connection as Http1Connection;
+use super::answers::linger;
+use super::exchange::Peer;
+use super::inbox::Inbox;
+use super::transport::Transport;
 use crate::config::Config;
-use crate::deadline::Pace;
+use crate::deadline::{Cut, Pace};
 use crate::error::Reject;
 use crate::http::h1::Head;
 use crate::limits::{
@@ -42,7 +47,8 @@ use crate::limits::{
 use crate::metrics::Count;
 use crate::reactor::Core;
 use crate::wait::Bell;
-pub use socket::Socket;
+use sealed::Sealed;
+use socket::Socket;
 use wire::{Metered, Wire};
 
 /// What HTTP/2 has of a core.
@@ -87,13 +93,13 @@ impl Http2 {
 }
 
 /// One connection's place among those that speak HTTP/2, until it is dropped.
-pub struct Http2Place {
+struct Http2Place {
     core: Rc<Core>,
 }
 
 impl Http2Place {
     /// `None` where all places are taken.
-    pub fn take(core: &Rc<Core>) -> Option<Http2Place> {
+    fn take(core: &Rc<Core>) -> Option<Http2Place> {
         let has_room = core.http2.has_room();
         core.metrics.update(|update| {
             update.add(Count::Http2Connections, 1);
@@ -123,14 +129,63 @@ impl Drop for Http2Place {
 }
 
 /// Empty SETTINGS, and GOAWAY before the first stream with ENHANCE_YOUR_CALM (RFC 9113 §3.4, §6.8): for who has no place.
-pub const TURNED_AWAY: &[u8] =
+const TURNED_AWAY: &[u8] =
     b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x08\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x0b";
+
+impl Http1Connection {
+    /// Serves the connection to its end, now that it speaks HTTP/2; with what was received of it already.
+    pub(super) async fn serve_http2(self, received: Option<Inbox>) {
+        let peer = self.peer();
+        let Http1Connection {
+            core,
+            stream,
+            place,
+            transport,
+            ..
+        } = self;
+        let mut plaintext = Bytes::new();
+        let mut ciphertext = Bytes::new();
+        if let Some(mut inbox) = received {
+            plaintext = Bytes::copy_from_slice(inbox.pending_bytes());
+            ciphertext = Bytes::copy_from_slice(inbox.sealed());
+        }
+        let ending = match (Http2Place::take(&core), transport) {
+            (Some(http2_place), Transport::Plain) => {
+                let socket = Socket::new(stream.clone(), plaintext);
+                serve(&http2_place, peer, socket).await
+            }
+            (Some(http2_place), Transport::Tls(session)) => {
+                let socket = Socket::new(stream.clone(), Bytes::new());
+                let sealed = Sealed::new(session, socket, plaintext, &ciphertext);
+                serve(&http2_place, peer, sealed).await
+            }
+            (None, transport) => {
+                let said = match transport {
+                    Transport::Plain => TURNED_AWAY.to_vec(),
+                    Transport::Tls(mut session) => {
+                        let sealed = session.seal(TURNED_AWAY);
+                        session.close_notify();
+                        sealed.map_or(Vec::new(), |()| std::mem::take(session.outgoing()))
+                    }
+                };
+                place.set_deadline(&core.connections.deadlines.write(), Cut::Both);
+                let _ = stream.write_all(said).await;
+                place.clear_deadline();
+                Ending::Closed
+            }
+        };
+        if ending == Ending::Closed {
+            linger(&stream).await;
+        }
+        // The ring may still wait for the socket.
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}
 
 /// What a connection and its streams have in common.
 struct Live {
     core: Rc<Core>,
-    listener_index: usize,
-    peer: IpAddr,
+    peer: Peer,
     stream_count: Cell<usize>,
     request_count: Cell<u64>,
     ended: Bell,
@@ -167,7 +222,7 @@ impl Drop for StreamPlace {
 
 /// How a connection has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+enum Ending {
     /// The last frame was written, or nobody is there to read it.
     Closed,
     /// The peer does not read.
@@ -185,15 +240,14 @@ enum Next {
 }
 
 /// Serves a connection to its end, its streams included.
-pub async fn serve<T>(http2_place: Http2Place, place: &Place, io: T) -> Ending
+async fn serve<T>(http2_place: &Http2Place, peer: Peer, io: T) -> Ending
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     let core = http2_place.core.clone();
     let live = Rc::new(Live {
         core: core.clone(),
-        listener_index: place.listener_index,
-        peer: place.peer,
+        peer,
         stream_count: Cell::new(0),
         request_count: Cell::new(0),
         ended: Bell::default(),

@@ -53,6 +53,11 @@ impl Replies {
         self.bytes = bytes;
     }
 
+    /// Drops replies that cannot be written any more.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+    }
+
     /// RFC 9110 §15.2.1.
     pub fn continue_100(&mut self) {
         self.bytes

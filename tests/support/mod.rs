@@ -4,11 +4,13 @@
 
 pub mod http2;
 pub mod sim_disk;
+pub mod tls;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for an answer before it calls it a hang.
@@ -22,12 +24,17 @@ pub struct Weir {
     pub directory: tempfile::TempDir,
 }
 
-/// A port that is free now.
+/// A port that is free now, and below those that the kernel gives to connections (`ip_local_port_range` in `ip(7)`):
+/// tests that run beside this one open thousands.
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = 97 * std::process::id() + COUNT.fetch_add(1, Ordering::Relaxed);
+        let address = SocketAddr::from(([127, 0, 0, 1], 20_000 + (number % 12_000) as u16));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// The part of a configuration that every test wants: free ports, blobs under `out`, sealed soon.
@@ -301,6 +308,15 @@ impl Stopped {
     /// All rows of a table, blob by blob in the order of their names.
     pub fn rows(&self, database: &str, table: &str) -> Vec<String> {
         rows(&self.directory.path().join("out").join(database).join(table))
+    }
+
+    /// The rows of the default table, which may never have had one.
+    pub fn rows_or_none(&self) -> Vec<String> {
+        let table = self.directory.path().join("out/Telemetry/Events");
+        match table.exists() {
+            true => rows(&table),
+            false => Vec::new(),
+        }
     }
 }
 

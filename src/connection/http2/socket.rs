@@ -1,7 +1,7 @@
 //! A socket as the `h2` crate wants it: bytes straight into and out of its buffers, readiness by the ring.
 //!
 //! Before it: [`super::super`] has read the first bytes of the connection.
-//! After it: [`super::wire`] sees all bytes that pass.
+//! After it: [`super::wire`] sees all bytes that pass, through [`super::sealed`] where they are TLS.
 //! Thread: one reactor. Allocates: never; each wait is an operation of the ring.
 //! Invariant: at most one wait for reading and one for writing is with the kernel; neither has memory of this one, so
 //! dropping them is safe. They end when the socket is shut down, which whoever drops this does.
@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_uring::InFlightOneshot;
 use tokio_uring::net::TcpStream;
 
-use super::super::{ResultOf, poll_readable, poll_writable};
+use super::super::socket::{ResultOf, poll_readable, poll_writable};
 
 type Readiness = Option<InFlightOneshot<(), ResultOf>>;
 

@@ -59,7 +59,7 @@ pub(super) async fn serve(
             replies.rejected(&reject, &core.clock.date(), Persistence::KeepAlive);
             return answer(core, respond, replies).await;
         }
-        Err(Unserved::Gone) => return core.count_aborted(),
+        Err(Unserved::Gone | Unserved::End) => return core.count_aborted(),
     };
     let date = core.clock.date();
     match kept {
@@ -88,7 +88,7 @@ async fn receive_and_store(
     let core = &*live.core;
     let has_body = !body.stream.is_end_stream();
     let (head, (route, admitted)) = core.http2.judge(parts, has_body, |bytes, head| {
-        exchange::admit(core, live.listener_index, live.peer, bytes, head)
+        exchange::admit(core, &live.peer, bytes, head, core.slabs.size_max())
     })?;
     if head.expectation == Expectation::Continue && has_body {
         // RFC 9110 §10.1.1: the decision to read the body has been made.

@@ -96,6 +96,17 @@ impl<T> Metered<T> {
         }
     }
 
+    /// Notes since when the peer has taken nothing.
+    fn written<R>(&self, polled: Poll<R>) -> Poll<R> {
+        let write = &self.wire.write;
+        if polled.is_ready() {
+            write.set(None);
+        } else if write.get().is_none() {
+            write.set(Some(self.core.connections.deadlines.write()));
+        }
+        polled
+    }
+
     fn meter(&mut self, bytes: &[u8]) {
         self.core.count_received(bytes.len());
         let left = &self.wire.turn_left;
@@ -143,14 +154,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Metered<T> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let Poll::Ready(outcome) = Pin::new(&mut self.io).poll_write(context, bytes) else {
-            let write = &self.wire.write;
-            if write.get().is_none() {
-                write.set(Some(self.core.connections.deadlines.write()));
-            }
-            return Poll::Pending;
-        };
-        self.wire.write.set(None);
+        let polled = Pin::new(&mut self.io).poll_write(context, bytes);
+        let outcome = ready!(self.written(polled));
         if let Ok(size) = outcome {
             let Metered { sent, core, .. } = &mut *self;
             sent.scan(&bytes[..size], |frame| {
@@ -163,10 +168,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Metered<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
+        let polled = Pin::new(&mut self.io).poll_flush(context);
+        self.written(polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
+        let polled = Pin::new(&mut self.io).poll_shutdown(context);
+        self.written(polled)
     }
 }
