@@ -202,10 +202,7 @@ impl Admission {
 
     /// Whose certificate it is. It has been verified. Where its names are of several principals, the subject counts
     /// before the alternative names, in their order.
-    pub fn certificate(&self, shown: Option<&CertificateDer<'_>>) -> Certificate {
-        let Some(shown) = shown else {
-            return Certificate::None;
-        };
+    pub fn certificate(&self, shown: &CertificateDer<'_>) -> Certificate {
         let known = certificate::names(shown)
             .iter()
             .find_map(|name| self.certificates.get(name).copied());

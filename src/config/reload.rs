@@ -15,7 +15,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Ack, Admin, Batch, Compression, Config, Credential, DeadLetter, Deadlines, Destination,
+    Ack, Admin, Batch, Compression, Config, Credential, DeadLetter, Deadlines, Destination, Http2,
     KustoConfig, Limits, Listener, Memory, Principal, Response, Route, Slabs, Spool, Table, Uplink,
     Upload,
 };
@@ -60,6 +60,7 @@ impl Reloaded {
                 drain: file.limits.drain,
             },
             deadlines: file.deadlines.clone(),
+            http2: running.http2.clone(),
             memory: running.memory.clone(),
             principals: file.principals.clone(),
             routes: running_routes(running, file),
@@ -88,6 +89,8 @@ fn running_listeners(running: &Config, file: &Config) -> Vec<Listener> {
                     proxies: of_file.proxies.clone(),
                     // Which files it takes; what is in them is taken over at any time ([`crate::tls::Tls`]).
                     tls: listener.tls.clone(),
+                    // The windows of its connections are in the plan, or not.
+                    http2: listener.http2,
                 },
                 // It listens until the restart, to those of its principals that there still are.
                 None => Listener {
@@ -189,6 +192,7 @@ fn differences(a: &Config, b: &Config) -> BTreeSet<String> {
         upload,
         limits,
         deadlines,
+        http2,
         memory,
         principals: _,
         routes: _,
@@ -291,6 +295,17 @@ fn differences(a: &Config, b: &Config) -> BTreeSet<String> {
             idle
         }
     );
+    compare!(
+        differing,
+        "http2",
+        http2,
+        b.http2,
+        Http2 {
+            connections,
+            streams,
+            window
+        }
+    );
     compare!(differing, "memory", memory, b.memory, Memory { limit });
     listeners(&mut differing, a, b);
     principals(&mut differing, a, b);
@@ -352,6 +367,7 @@ fn listeners(differing: &mut BTreeSet<String>, a: &Config, b: &Config) {
             allow,
             proxies,
             tls,
+            http2,
         } = of_a;
         let mut note = |key: &str, is_different: bool| {
             if is_different {
@@ -363,6 +379,7 @@ fn listeners(differing: &mut BTreeSet<String>, a: &Config, b: &Config) {
         note("allow", *allow != of_b.allow);
         note("proxies", *proxies != of_b.proxies);
         note("tls", *tls != of_b.tls);
+        note("http2", *http2 != of_b.http2);
     }
 }
 

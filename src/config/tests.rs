@@ -90,6 +90,10 @@ fn every_key_changes_what_it_names() {
         body_rate_window = "4s"
         write = "5s"
         idle = "6s"
+        [http2]
+        connections = 2
+        streams = 3
+        window = "64KiB"
         [memory]
         limit = "1GiB"
         [[principal]]
@@ -133,6 +137,7 @@ fn every_key_changes_what_it_names() {
         allow: networks(allow),
         proxies: networks(proxies),
         tls: None,
+        http2: false,
     };
     let rate = |requests, bytes, seconds| {
         Some(Rate {
@@ -264,6 +269,11 @@ fn every_key_changes_what_it_names() {
             body_rate_window: Duration::from_secs(4),
             write: Duration::from_secs(5),
             idle: Duration::from_secs(6),
+        },
+        http2: Http2 {
+            connections: 2,
+            streams: 3,
+            window: 65_536,
         },
         memory: Memory {
             limit: Some(1 << 30),

@@ -6,13 +6,12 @@
 //! Invariant: between the messages of a handshake a connection holds no slab, and all of it has one deadline.
 //! Not here: HTTP. A peer that speaks it where TLS is expected is told so in its own language.
 
+use super::Connection;
+use super::exchange::{Shown, Unserved};
 use super::inbox::Inbox;
 use super::transport::Transport;
-use super::{Connection, Unserved};
-use crate::admission::Certificate;
 use crate::error::Reject;
 use crate::http::proxy;
-use crate::live::Live;
 use crate::metrics::Count;
 use crate::tls::TlsError;
 
@@ -30,7 +29,10 @@ impl Connection {
             received = (!inbox.is_empty()).then_some(inbox);
         }
         let session = match self.core.tls.listener(self.place.listener_index) {
-            Some(listener) => listener.session(),
+            Some(listener) => {
+                let is_spoken = self.core.live().config.listeners[self.place.listener_index].http2;
+                listener.session(is_spoken && self.core.http2.has_room())
+            }
             None => return Ok(received),
         };
         match session {
@@ -97,26 +99,14 @@ impl Connection {
                     return Err(Unserved::End);
                 }
             }
-            if self.transport.handshaken() {
+            if let Transport::Tls(session) = &self.transport
+                && session.handshaken()
+            {
+                self.shown = Shown::new(session.peer_certificate());
                 self.core
                     .metrics
                     .update(|update| update.add(Count::TlsHandshakes, 1));
                 return Ok((!inbox.is_empty()).then_some(inbox));
-            }
-        }
-    }
-
-    /// Whose certificate the peer has shown, by the principals of `live`.
-    pub(super) fn certificate(&mut self, live: &Live) -> Certificate {
-        let Transport::Tls(session) = &self.transport else {
-            return Certificate::None;
-        };
-        match self.certificate {
-            Some((generation, certificate)) if generation == live.generation => certificate,
-            _ => {
-                let certificate = live.admission.certificate(session.peer_certificate());
-                self.certificate = Some((live.generation, certificate));
-                certificate
             }
         }
     }

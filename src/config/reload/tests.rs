@@ -55,6 +55,9 @@ fn samples() -> Vec<(&'static str, String, String, &'static str, What)> {
     plain("limits.connections_per_address", ["1", "2"], Applies);
     plain("limits.requests_per_connection", ["1", "2"], Applies);
     plain("limits.record", ["\"1MiB\"", "\"1KiB\""], Restarts);
+    plain("http2.connections", ["1", "2"], Restarts);
+    plain("http2.streams", ["1", "2"], Restarts);
+    plain("http2.window", ["\"32KiB\"", "\"64KiB\""], Restarts);
     plain("memory.limit", ["\"1GiB\"", "\"2GiB\""], Restarts);
     plain("deadlines.body_rate", ["\"1KiB\"", "\"2KiB\""], Applies);
     for key in [
@@ -191,6 +194,13 @@ fn samples() -> Vec<(&'static str, String, String, &'static str, What)> {
         };
         add(key, &text, values, reported, Applies);
     }
+    add(
+        "listener.http2",
+        "[[listener]]\naddress = \"127.0.0.1:1\"\nhttp2 = @",
+        ["false", "true"],
+        "listener[127.0.0.1:1].http2",
+        Restarts,
+    );
     for (key, values) in [
         (
             "listener.tls.certificate",
