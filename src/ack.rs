@@ -2,7 +2,7 @@
 //!
 //! Before it: [`crate::encoder`] has put a request's rows into an upload buffer, and says up to which row.
 //! After it: [`crate::connection`] answers, once the promise of the route is kept.
-//! Thread: one reactor. Allocates: once, for as many waiters as there may be connections.
+//! Thread: one reactor. Allocates: once, for as many waiters as there may be requests.
 //! Invariant: rows of a table are counted from the start of the process and settle in that order; a request is only
 //! acknowledged when its last row is.
 //! Not here: how rows become durable ([`crate::commit`]) or delivered ([`crate::uplink`]).

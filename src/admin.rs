@@ -346,6 +346,37 @@ impl Page<'_> {
             "connections",
             "Connections open",
             value(Count::ConnectionsOpen),
+        )?;
+        self.http2(snapshot)
+    }
+
+    fn http2(&mut self, snapshot: &Snapshot) -> std::fmt::Result {
+        let value = |count| snapshot.value(count);
+        self.counter(
+            "http2_connections_accepted",
+            "Connections that spoke HTTP/2",
+            value(Count::Http2Connections),
+        )?;
+        self.counter(
+            "http2_connections_refused",
+            "Of those, turned away because http2.connections were open",
+            value(Count::Http2ConnectionsRefused),
+        )?;
+        self.counters(
+            "http2_goaways",
+            "GOAWAY frames sent, by error code; an end without an error takes two or three",
+            "code",
+            snapshot.go_aways(),
+        )?;
+        self.gauge(
+            "http2_connections",
+            "Connections open that speak HTTP/2",
+            value(Count::Http2ConnectionsOpen),
+        )?;
+        self.gauge(
+            "http2_streams",
+            "Streams that are served",
+            value(Count::Http2StreamsOpen),
         )
     }
 

@@ -5,7 +5,7 @@
 //! Main thread, before the reactors; it allocates the list of terms.
 //!
 //! ```text
-//! per core = Σ slab classes + upload buffers + deflate states + frame buffer + connections
+//! per core = Σ slab classes + upload buffers + deflate states + frame buffer + connections + HTTP/2
 //!          + JSON scratch + staging + deliveries awaited + ring + reactor
 //! process  = cores × per core + uplink in flight + spool + control
 //! ```
@@ -21,10 +21,11 @@ use crate::config::{Config, Destination, Registered, Size};
 use crate::error::Fatal;
 use crate::limits::{
     CONNECTION_STATE_SIZE, CONTROL_SIZE, DEFLATE_STATE_SIZE, DELIVERY_RESTING_MAX,
-    DELIVERY_STATE_SIZE, FRAME_BUFFER_SIZE, JSON_SCRATCH_FIXED_SIZE, KUSTO_CLIENT_SIZE,
-    KUSTO_TRANSFER_SIZE, REACTOR_RUNTIME_SIZE, REPORT_STATE_SIZE, RING_ENTRY_COUNT,
-    RING_ENTRY_SIZE, SEGMENT_STATE_SIZE, STAGING_SIZE, TLS_CONNECTION_STATE_SIZE, TLS_OPEN_SIZE,
-    UPLINK_TRANSFER_SIZE,
+    DELIVERY_STATE_SIZE, FRAME_BUFFER_SIZE, HEAD_SIZE_MAX, HTTP2_CONNECTION_STATE_SIZE,
+    HTTP2_STREAM_STATE_SIZE, JSON_SCRATCH_FIXED_SIZE, KUSTO_CLIENT_SIZE, KUSTO_TRANSFER_SIZE,
+    REACTOR_RUNTIME_SIZE, REPORT_STATE_SIZE, RING_ENTRY_COUNT, RING_ENTRY_SIZE, SEGMENT_STATE_SIZE,
+    STAGING_SIZE, TLS_CONNECTION_STATE_SIZE, TLS_OPEN_SIZE, UPLINK_TRANSFER_SIZE,
+    http2_connection_window_size,
 };
 use machine::Machine;
 
@@ -134,6 +135,7 @@ impl Budget {
             "task and parser state of each open connection, idle ones too",
             Some("limits.connections"),
         );
+        self.http2_terms(config);
         if config.has_tls() {
             self.core(
                 "TLS connections",
@@ -176,6 +178,41 @@ impl Budget {
             1,
             REACTOR_RUNTIME_SIZE,
             "stack, runtime and table of operations in flight",
+            None,
+        );
+    }
+
+    fn http2_terms(&mut self, config: &Config) {
+        let streams = config.http2_streams_max();
+        if streams == 0 {
+            return;
+        }
+        self.core(
+            "HTTP/2 windows",
+            config.http2.connections,
+            http2_connection_window_size(config.http2.streams, config.http2.window),
+            "what may be in flight to all streams of a connection, before a slab has it",
+            Some("http2.connections, http2.streams and http2.window"),
+        );
+        self.core(
+            "HTTP/2 connections",
+            config.http2.connections,
+            HTTP2_CONNECTION_STATE_SIZE,
+            "buffers and tables of each connection",
+            Some("http2.connections"),
+        );
+        self.core(
+            "HTTP/2 streams",
+            streams,
+            HTTP2_STREAM_STATE_SIZE,
+            "task, header fields and answer of each stream",
+            Some("http2.connections and http2.streams"),
+        );
+        self.core(
+            "HTTP/2 head",
+            1,
+            HEAD_SIZE_MAX,
+            "the head that is being judged",
             None,
         );
     }

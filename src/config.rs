@@ -56,6 +56,7 @@ pub struct Config {
     pub upload: Upload,
     pub limits: Limits,
     pub deadlines: Deadlines,
+    pub http2: Http2,
     pub memory: Memory,
     /// Names differ.
     pub principals: Vec<Principal>,
@@ -76,6 +77,8 @@ pub struct Listener {
     pub allow: Vec<IpNet>,
     /// Whose connections begin with a PROXY header.
     pub proxies: Vec<IpNet>,
+    /// Whether HTTP/2 is spoken here, beside HTTP/1.1.
+    pub http2: bool,
     /// Plain TCP without it.
     pub tls: Option<ListenerTls>,
 }
@@ -277,6 +280,17 @@ pub struct Deadlines {
     pub idle: Duration,
 }
 
+/// HTTP/2, where a listener speaks it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Http2 {
+    /// Connections of it that may be open, per core.
+    pub connections: usize,
+    /// Of each, streams at a time.
+    pub streams: usize,
+    /// Bytes that a stream may send before it is told that there is room for more.
+    pub window: usize,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// Bytes the whole process may plan for; `None` leaves only the control group's limit.
@@ -446,6 +460,7 @@ impl Default for Config {
                 principals: None,
                 allow: Vec::new(),
                 proxies: Vec::new(),
+                http2: false,
                 tls: None,
             }],
             admin: Admin {
@@ -511,6 +526,11 @@ impl Default for Config {
                 write: Duration::from_secs(10),
                 idle: Duration::from_secs(75),
             },
+            http2: Http2 {
+                connections: 8,
+                streams: 100,
+                window: 32 * KIB,
+            },
             memory: Memory { limit: None },
             principals: Vec::new(),
             routes: vec![Route {
@@ -560,6 +580,19 @@ impl Config {
     /// Whether a table is spooled.
     pub fn has_spool(&self) -> bool {
         self.tables.iter().any(|table| table.spooled)
+    }
+
+    /// Streams of HTTP/2 that a core may serve at a time; none where no listener speaks it.
+    pub fn http2_streams_max(&self) -> usize {
+        match self.listeners.iter().any(|listener| listener.http2) {
+            true => self.http2.connections * self.http2.streams,
+            false => 0,
+        }
+    }
+
+    /// Requests that a core may have at a time: one per connection, or one per stream.
+    pub fn requests_max(&self) -> usize {
+        self.limits.connections + self.http2_streams_max()
     }
 
     /// Segments that the spool has room for; none where no table is spooled.

@@ -17,7 +17,9 @@
 //! ```
 
 mod answers;
+mod exchange;
 mod handshake;
+pub mod http2;
 mod inbox;
 mod socket;
 mod transport;
@@ -29,18 +31,17 @@ use std::rc::Rc;
 use tokio_uring::net::TcpStream;
 
 use crate::accept::Place;
-use crate::ack::Ticket;
-use crate::admission::{self, Admitted, Certificate};
-use crate::config::{Ack, Route};
+use crate::admission::Certificate;
 use crate::deadline::{Cut, Pace};
-use crate::encoder::{Encoded, NotEncoded, Request};
 use crate::error::{Refusal, Reject};
 use crate::http::chunked::Chunked;
-use crate::http::h1::{self, Expectation, Framing, Head, Method};
+use crate::http::frames::PREFACE;
+use crate::http::h1::{self, Expectation, Framing, Head};
 use crate::http::reply::{Persistence, Replies};
 use crate::limits::UNREAD_SIZE_MAX;
 use crate::reactor::Core;
-use answers::{UNSETTLED_COUNT_MAX, Unsettled};
+use answers::{UNSETTLED_COUNT_MAX, Unsettled, linger};
+use exchange::{Peer, Promise, Unserved};
 use inbox::Inbox;
 use socket::{discard, poll_readable};
 use transport::Transport;
@@ -55,28 +56,6 @@ enum Next {
     /// The rest of a body that nobody wants, in bytes, and then a request.
     Skip(usize),
     Close,
-}
-
-/// Why a request ended without being accepted.
-enum Unserved {
-    Rejected(Reject),
-    Refused(Refusal),
-    /// The peer went away within a request.
-    Gone,
-    /// The connection ended, and there was no request.
-    End,
-}
-
-impl From<Refusal> for Unserved {
-    fn from(refusal: Refusal) -> Self {
-        Unserved::Refused(refusal)
-    }
-}
-
-impl From<Reject> for Unserved {
-    fn from(reject: Reject) -> Self {
-        Unserved::Rejected(reject)
-    }
 }
 
 impl From<Gone> for Unserved {
@@ -97,6 +76,14 @@ struct Connection {
     unsettled: [Option<Unsettled>; UNSETTLED_COUNT_MAX],
 }
 
+/// How the part of a connection that speaks HTTP/1.1 has ended.
+enum End {
+    /// The last answer is written.
+    Answered,
+    /// It is HTTP/2 from here on, with what was received of it.
+    Http2(Option<Inbox>),
+}
+
 /// Serves a connection to its end.
 pub async fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) {
     let mut connection = Connection {
@@ -109,20 +96,30 @@ pub async fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) {
         request_count: 0,
         unsettled: [None; UNSETTLED_COUNT_MAX],
     };
-    let served = connection.run().await;
+    let served = match connection.run().await {
+        Ok(End::Http2(received)) => return connection.serve_http2(received).await,
+        Ok(End::Answered) => Ok(()),
+        Err(Gone) => Err(Gone),
+    };
     let is_heard = connection.farewell().await;
     if served.is_ok() || is_heard {
-        connection.linger().await;
+        linger(&connection.stream).await;
     }
 }
 
 impl Connection {
     /// Serves requests until the peer is gone (an error) or the last answer is written.
-    async fn run(&mut self) -> Result<(), Gone> {
+    async fn run(&mut self) -> Result<End, Gone> {
         let mut received = match self.begin().await {
             Ok(received) => received,
             Err(unserved) => return self.end_unserved(unserved).await,
         };
+        if self.transport.is_http2() {
+            return Ok(End::Http2(received));
+        }
+        let listener = &self.core.config.listeners[self.place.listener_index];
+        // RFC 9113 §3.2: over TLS it would have been agreed on.
+        let mut may_be_http2 = listener.http2 && listener.tls.is_none();
         loop {
             let mut inbox = match received.take() {
                 Some(inbox) => inbox,
@@ -134,6 +131,9 @@ impl Connection {
                     }
                 }
             };
+            if std::mem::take(&mut may_be_http2) && self.receive_preface(&mut inbox).await? {
+                return Ok(End::Http2(Some(inbox)));
+            }
             loop {
                 match self.request(&mut inbox).await? {
                     Next::Request => {}
@@ -147,7 +147,7 @@ impl Connection {
                     }
                     Next::Close => {
                         drop(inbox);
-                        return self.flush().await;
+                        return self.flush().await.map(|()| End::Answered);
                     }
                 }
                 if inbox.is_empty() {
@@ -162,9 +162,9 @@ impl Connection {
     }
 
     /// Answers what the connection ends with.
-    async fn end_unserved(&mut self, unserved: Unserved) -> Result<(), Gone> {
+    async fn end_unserved(&mut self, unserved: Unserved) -> Result<End, Gone> {
         self.answer_unserved(unserved, false).await?;
-        self.flush().await
+        self.flush().await.map(|()| End::Answered)
     }
 
     /// Waits, without a slab, until there is something to read: for the next request, where no `pace` is given.
@@ -217,12 +217,10 @@ impl Connection {
             (true, true) => Persistence::KeepAliveConfirmed,
         };
         match served {
-            Ok((encoded, ticket)) => {
+            Ok(promise) => {
                 let free = self.unsettled.iter_mut().find(|place| place.is_none());
                 *free.expect("flushed where it is full") = Some(Unsettled {
-                    ticket,
-                    record_count: encoded.record_count,
-                    row_bytes: encoded.row_bytes,
+                    promise,
                     persistence,
                 });
                 Ok(match persistence {
@@ -240,6 +238,24 @@ impl Connection {
                     },
                     (next, _) => next,
                 })
+            }
+        }
+    }
+
+    /// Reads until it is known whether the connection begins with the preface of HTTP/2 (RFC 9113 §3.3).
+    async fn receive_preface(&mut self, inbox: &mut Inbox) -> Result<bool, Gone> {
+        let mut pace = self.core.connections.deadlines.head();
+        loop {
+            let bytes = inbox.pending_bytes();
+            if bytes.starts_with(PREFACE) {
+                return Ok(true);
+            }
+            if !PREFACE.starts_with(bytes) {
+                return Ok(false);
+            }
+            // What ends or takes too long here is answered as the head that it also is.
+            if !matches!(self.fill(inbox, &mut pace).await, Ok(true)) {
+                return Ok(false);
             }
         }
     }
@@ -274,9 +290,12 @@ impl Connection {
         &mut self,
         inbox: &mut Inbox,
         head: &Head,
-    ) -> Result<(Encoded, Ticket), (Unserved, Option<usize>)> {
+    ) -> Result<Promise, (Unserved, Option<usize>)> {
         let core = self.core.clone();
-        let (route, admitted) = match self.admit(&core, inbox, head) {
+        let head_bytes = &inbox.pending_bytes()[..head.size];
+        let size_max = self.transport.request_size_max(core.slabs.size_max());
+        let admitted = exchange::admit(&core, &self.peer(), head_bytes, head, size_max);
+        let (route, admitted) = match admitted {
             Ok(admitted) => admitted,
             Err(reject) => {
                 // Decided from the head alone; a small body that is sure to come is dropped to stay in sync.
@@ -313,49 +332,10 @@ impl Connection {
         };
         let begin = inbox.begin;
         inbox.begin = request_end;
-        if core.floor_receive {
-            let encoded = Encoded {
-                record_count: 0,
-                row_bytes: 0,
-                position: 0,
-            };
-            let ticket = Ticket {
-                table_index: route.table_index,
-                position: 0,
-                ack: Ack::Memory,
-            };
-            return Ok((encoded, ticket));
-        }
         let request = &mut inbox.slab.bytes()[begin..body_end];
-        let (head_bytes, body) = request.split_at_mut(head.size);
-        if let Err(reject) = core.admission.admit_body(&admitted, head_bytes, body) {
-            return Err((reject.into(), Some(0)));
-        }
-        let request = Request {
-            route,
-            path: &head_bytes[head.path.clone()],
-            body,
-            timestamp: core.clock.timestamp(),
-        };
-        let encoded = core
-            .encoder
-            .encode(&core.upload_buffers, request, core.wait_deadline())
-            .await;
-        match encoded {
-            Ok(encoded) => Ok((
-                encoded,
-                Ticket {
-                    table_index: route.table_index,
-                    position: encoded.position,
-                    ack: route.ack,
-                },
-            )),
-            Err(NotEncoded::Rejected(reject)) => Err((reject.into(), Some(0))),
-            Err(NotEncoded::Refused { refusal, row_count }) => {
-                core.count_unacknowledged(row_count);
-                Err((refusal.into(), Some(0)))
-            }
-        }
+        exchange::store(&core, route, &admitted, head, request)
+            .await
+            .map_err(|unserved| (unserved, Some(0)))
     }
 
     /// Reads until `request_size` bytes of the request are in one slab.
@@ -499,53 +479,12 @@ impl Connection {
         Ok(())
     }
 
-    /// Decides from the head alone whether the body is wanted; its route.
-    fn admit<'a>(
-        &self,
-        core: &'a Core,
-        inbox: &mut Inbox,
-        head: &Head,
-    ) -> Result<(&'a Route, Admitted), Reject> {
-        match head.method {
-            Method::Store => {}
-            Method::Unknown => return Err(Reject::MethodUnknown),
-            method => {
-                let head = method == Method::Head;
-                return Err(Reject::Method { head });
-            }
-        }
-        let head_bytes = &inbox.pending_bytes()[..head.size];
-        let found = core.routes.find(&head_bytes[head.path.clone()]);
-        let admitted = core.admission.admit(&admission::Request {
+    fn peer(&self) -> Peer {
+        Peer {
             listener_index: self.place.listener_index,
-            route_index: found.map(|(index, _)| index),
-            peer: self.place.peer,
+            address: self.place.peer,
             certificate: self.certificate,
-            head: head_bytes,
-            size: match head.framing {
-                Framing::Length(length) => Some(length),
-                Framing::Chunked => None,
-            },
-        })?;
-        let (Some((_, route)), Some(admitted)) = (found, admitted) else {
-            return Err(Reject::Route);
-        };
-        if head.expectation == Expectation::Unknown {
-            return Err(Reject::Expectation);
         }
-        if head.content_encoded {
-            return Err(Reject::ContentCoding);
-        }
-        if !head.json {
-            return Err(Reject::ContentType);
-        }
-        let size_max = self.transport.request_size_max(core.slabs.size_max()) as u64;
-        if let Framing::Length(length) = head.framing
-            && length > size_max - head.size as u64
-        {
-            return Err(Reject::BodySize);
-        }
-        Ok((route, admitted))
     }
 }
 

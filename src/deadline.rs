@@ -94,6 +94,21 @@ impl Deadlines {
         }
     }
 
+    /// Milliseconds since the core's start, as of the last sweep.
+    pub fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    /// Whether the time is over, for who looks for himself.
+    pub fn has_passed(&self, pace: &Pace) -> bool {
+        pace.at <= self.now.get()
+    }
+
+    /// When the time is over.
+    pub fn instant(&self, pace: &Pace) -> Instant {
+        self.started_at + Duration::from_millis(pace.at)
+    }
+
     /// How often to sweep.
     pub fn period(&self) -> Duration {
         self.period

@@ -11,3 +11,5 @@ pub mod media_type;
 pub mod h1;
 pub mod chunked;
 pub mod reply;
+pub mod h2;
+pub mod frames;

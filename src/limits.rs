@@ -113,6 +113,79 @@ pub const UNREAD_SIZE_MAX: usize = 64 * KIB;
 /// places in the tables of deadlines and of addresses, which are there from the start.
 pub const CONNECTION_STATE_SIZE: usize = 3 * KIB + 512;
 
+// --- HTTP/2 -----------------------------------------------------------------------------------
+
+/// The upper bound of `http2.connections`, per core.
+pub const HTTP2_CONNECTION_COUNT_MAX: usize = 1 << 16;
+
+/// The upper bound of `http2.streams`.
+pub const HTTP2_STREAM_COUNT_MAX: usize = 1000;
+
+/// The bounds of `http2.window`. RFC 9113 §6.9.2 has 65,535 where nothing is said.
+pub const HTTP2_WINDOW_SIZE_MIN: usize = 16 * KIB;
+pub const HTTP2_WINDOW_SIZE_MAX: usize = 2 * MIB;
+
+/// The flow-control window of a connection at its start, in bytes; settings do not change it (RFC 9113 §6.9.2).
+pub const HTTP2_CONNECTION_WINDOW_SIZE_MIN: usize = 65_535;
+
+/// What a connection of `stream_count` streams may have in flight, in bytes: as much as all of them together, so that
+/// those that wait for memory never keep the others from receiving.
+pub const fn http2_connection_window_size(stream_count: usize, window_size: usize) -> usize {
+    let size = stream_count * window_size;
+    if size < HTTP2_CONNECTION_WINDOW_SIZE_MIN {
+        HTTP2_CONNECTION_WINDOW_SIZE_MIN
+    } else {
+        size
+    }
+}
+
+/// The largest frame that is taken, without its header: the least that RFC 9113 §4.2 allows.
+pub const HTTP2_FRAME_SIZE_MAX: usize = 16 * KIB;
+
+/// A header section as RFC 9113 §6.5.2 counts it, with 32 bytes for each field: what a head of HTTP/1.1 would hold.
+pub const HTTP2_HEADER_LIST_SIZE_MAX: usize = HEAD_SIZE_MAX + 32 * HEADER_COUNT_MAX;
+
+/// HPACK's dynamic table, in bytes (RFC 7541 §4.2): what it is where nothing is said.
+pub const HTTP2_HEADER_TABLE_SIZE: usize = 4 * KIB;
+
+/// Streams of one connection that are reset by the peer before they are looked at.
+pub const HTTP2_PENDING_RESET_COUNT_MAX: usize = 20;
+
+/// Streams that weir resets over the life of a connection, because the peer got them wrong or opened too many. A peer
+/// that has not seen the settings yet may open 100 at once.
+pub const HTTP2_ERROR_RESET_COUNT_MAX: usize = 164;
+
+/// How long a stream that weir has reset is remembered, so that what was on its way is ignored.
+pub const HTTP2_RESET_TIME: Duration = Duration::from_secs(1);
+
+/// What small DATA frames may cost that no stream has taken yet, in bytes.
+pub const HTTP2_DATA_FRAME_BUDGET: usize = 256 * KIB;
+
+/// What one stream may have waiting to be sent, in bytes.
+pub const HTTP2_SEND_BUFFER_SIZE: usize = 16 * KIB;
+
+/// What a connection reads before its streams have a turn, in bytes.
+pub const HTTP2_TURN_SIZE: usize = 16 * KIB;
+
+/// Frames that carry nothing of a request, and RST_STREAM frames, that a peer may send in this time.
+pub const HTTP2_METER_WINDOW: Duration = Duration::from_secs(10);
+pub const HTTP2_CONTROL_FRAME_COUNT_MAX: u64 = 1_000;
+pub const HTTP2_RESET_COUNT_MAX: u64 = 200;
+
+/// What each request adds to the former: some clients open a window or set a priority with every one.
+pub const HTTP2_CONTROL_FRAMES_PER_REQUEST: u64 = 4;
+
+/// The age at which a connection is ended, give or take a tenth, so that senders spread anew.
+pub const HTTP2_CONNECTION_AGE_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// What one connection holds beside its window: read and write buffers, tables of HPACK, small frames, and what is
+/// remembered of streams that were reset; over TLS a record that is opened, and two to be sent.
+pub const HTTP2_CONNECTION_STATE_SIZE: usize =
+    HTTP2_DATA_FRAME_BUDGET + 128 * KIB + 3 * TLS_RECORD_SIZE_MAX;
+
+/// What one stream holds beside its window and its slab: its task, its fields, its answer.
+pub const HTTP2_STREAM_STATE_SIZE: usize = HTTP2_HEADER_LIST_SIZE_MAX + 8 * KIB;
+
 // --- TLS --------------------------------------------------------------------------------------
 
 /// The plaintext of one record (RFC 8446 §5.1).
@@ -479,6 +552,15 @@ const _: () = {
     assert!(SLAB_SIZE_MIN.is_multiple_of(PAGE_SIZE) && SLAB_SIZE_MAX.is_multiple_of(PAGE_SIZE));
     // The ring names a buffer by 16 bits.
     assert!(SLAB_COUNT_MAX <= u16::MAX as usize);
+    // A window is counted by 31 bits (RFC 9113 §6.9.1), and takes a frame of the largest size.
+    assert!(
+        http2_connection_window_size(HTTP2_STREAM_COUNT_MAX, HTTP2_WINDOW_SIZE_MAX)
+            <= i32::MAX as usize
+    );
+    assert!(HTTP2_FRAME_SIZE_MAX <= HTTP2_WINDOW_SIZE_MIN);
+    // RFC 9113 §4.2.
+    assert!(HTTP2_FRAME_SIZE_MAX >= 16_384 && HTTP2_FRAME_SIZE_MAX < 1 << 24);
+    assert!(REPLY_SIZE_MAX <= HTTP2_SEND_BUFFER_SIZE);
     // A PROXY header fits where a head does.
     assert!(PROXY_HEADER_SIZE_MAX < HEAD_SIZE_MAX);
     // A line of chunked framing fits what a head leaves of the smallest slab.
@@ -514,7 +596,12 @@ const _: () = {
             * (SLAB_COUNT_MAX as u128 * SLAB_SIZE_MAX as u128
                 + UPLOAD_BUFFER_COUNT_MAX as u128
                     * (UPLOAD_BUFFER_SIZE_MAX + DEFLATE_STATE_SIZE) as u128
-                + CONNECTION_COUNT_MAX as u128 * CONNECTION_STATE_SIZE as u128)
+                + CONNECTION_COUNT_MAX as u128 * CONNECTION_STATE_SIZE as u128
+                + HTTP2_CONNECTION_COUNT_MAX as u128
+                    * (HTTP2_CONNECTION_STATE_SIZE
+                        + HTTP2_STREAM_COUNT_MAX
+                            * (HTTP2_STREAM_STATE_SIZE + HTTP2_WINDOW_SIZE_MAX))
+                        as u128)
             < (u64::MAX / 2) as u128
     );
 };

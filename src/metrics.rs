@@ -12,6 +12,7 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::error::{Refusal, Reject};
+use crate::http::frames::ERROR_CODES;
 use crate::limits::SLAB_CLASS_COUNT_MAX;
 
 /// What a core counts. The order is that of the values in a snapshot.
@@ -62,8 +63,14 @@ pub enum Count {
     TlsFailures,
     /// Times that a listener failed to accept.
     AcceptErrors,
+    /// Connections that spoke HTTP/2.
+    Http2Connections,
+    /// Of those, turned away as there were too many.
+    Http2ConnectionsRefused,
     // Gauges from here on.
     ConnectionsOpen,
+    Http2ConnectionsOpen,
+    Http2StreamsOpen,
     UploadBuffersFree,
     UploadBuffersOpen,
     UploadBuffersSealed,
@@ -80,7 +87,8 @@ pub enum Count {
 
 const REFUSALS_BEGIN: usize = Count::Slabs as usize + 3 * SLAB_CLASS_COUNT_MAX;
 const REJECTS_BEGIN: usize = REFUSALS_BEGIN + Refusal::ALL.len();
-const VALUE_COUNT: usize = REJECTS_BEGIN + Reject::CODES.len();
+const GO_AWAYS_BEGIN: usize = REJECTS_BEGIN + Reject::CODES.len();
+const VALUE_COUNT: usize = GO_AWAYS_BEGIN + ERROR_CODES.len();
 
 /// One core's values.
 pub struct CoreMetrics {
@@ -172,6 +180,11 @@ impl Update<'_> {
         self.add_at(REJECTS_BEGIN + reject.code_index(), 1);
     }
 
+    /// Counts a GOAWAY under the index of its error code.
+    pub fn add_go_away(&self, code_index: usize) {
+        self.add_at(GO_AWAYS_BEGIN + code_index, 1);
+    }
+
     // One writer: a load and a store, no locked instruction.
     fn add_at(&self, index: usize, more: u64) {
         let value = &self.values[index];
@@ -209,6 +222,13 @@ impl Snapshot {
         Reject::CODES
             .into_iter()
             .zip(self.values[REJECTS_BEGIN..].iter().copied())
+    }
+
+    /// GOAWAY frames by error code.
+    pub fn go_aways(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        ERROR_CODES
+            .into_iter()
+            .zip(self.values[GO_AWAYS_BEGIN..].iter().copied())
     }
 
     /// Adds another core's values to these.

@@ -20,6 +20,7 @@ use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::commit;
 use crate::config::{Config, Registered};
+use crate::connection::http2::Http2;
 use crate::encoder::Encoder;
 use crate::error::{Fatal, Refusal, Reject};
 use crate::limits::{FRAME_BUFFER_SIZE, RING_ENTRY_COUNT};
@@ -93,6 +94,7 @@ pub struct Core {
     pub admission: Arc<Admission>,
     pub tls: Arc<Tls>,
     pub connections: Connections,
+    pub http2: Http2,
     pub metrics: Arc<CoreMetrics>,
     pub floor_receive: bool,
     draining: Cell<bool>,
@@ -274,16 +276,14 @@ impl<D: Disk> Reactor<D> {
 
     fn build(&self) -> Result<(Rc<Core>, Option<std::io::Error>), Fatal> {
         let config = &self.config;
-        let connections_max = config.limits.connections;
-        let (slabs, refused) = Slabs::map(
-            &config.slabs.classes,
-            config.slabs.registered,
-            connections_max,
-        )
-        .map_err(|source| Fatal::Io {
-            action: "mapping the slabs".into(),
-            source,
-        })?;
+        let requests_max = config.requests_max();
+        let (slabs, refused) =
+            Slabs::map(&config.slabs.classes, config.slabs.registered, requests_max).map_err(
+                |source| Fatal::Io {
+                    action: "mapping the slabs".into(),
+                    source,
+                },
+            )?;
         if config.slabs.registered == Registered::Require
             && let Some(source) = refused
         {
@@ -308,13 +308,14 @@ impl<D: Disk> Reactor<D> {
         let core = Core {
             config: config.clone(),
             clock: Clock::new(),
-            encoder: Encoder::new(slabs.size_max(), config.limits.record, connections_max),
+            encoder: Encoder::new(slabs.size_max(), config.limits.record, requests_max),
             slabs,
             upload_buffers: Rc::new(upload_buffers),
             routes: Routes::new(config),
             admission: self.admission.clone(),
             tls: self.tls.clone(),
             connections: Connections::new(config),
+            http2: Http2::new(config),
             metrics: self.metrics.clone(),
             floor_receive: self.floor_receive,
             draining: Cell::new(false),

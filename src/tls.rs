@@ -29,7 +29,7 @@ use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic,
 };
 
-pub use files::TlsFault;
+pub use files::{HTTP_2, TlsFault};
 pub use listeners::{Tls, TlsListener, faults};
 
 use crate::limits::{TLS_HEADER_SIZE, TLS_RECORD_SIZE_MAX};

@@ -143,7 +143,7 @@ impl UploadBuffers {
             dirty: Bell::default(),
             acks: Acks::new(
                 &config.tables,
-                config.limits.connections,
+                config.requests_max(),
                 config.reported_max() + buffer_count,
             ),
             segments,

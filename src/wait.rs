@@ -3,7 +3,7 @@
 //! Before it: a task that found no free slab, no free upload buffer, or the encoder taken.
 //! After it: whoever frees one calls [`WaitQueue::wake_one`].
 //! Thread: one reactor; it is not `Sync`, there is no lock and no atomic.
-//! Allocates: the queue, once, for as many waiters as the core may have connections.
+//! Allocates: the queue, once, for as many waiters as the core may have requests.
 //! Invariant: first come, first served: nobody takes what is freed while somebody else has waited longer.
 //! Not here: waking across threads (`tokio::sync::Notify` does that).
 

@@ -38,6 +38,7 @@ pub(super) struct RawConfig {
     pub upload: TableOf<RawUpload>,
     pub limits: TableOf<RawLimits>,
     pub deadlines: TableOf<RawDeadlines>,
+    pub http2: TableOf<RawHttp2>,
     pub memory: TableOf<RawMemory>,
     pub principal: Key<Vec<Spanned<TableOf<RawPrincipal>>>>,
     pub route: Key<Vec<Spanned<TableOf<RawRoute>>>>,
@@ -50,6 +51,7 @@ pub(super) struct RawListener {
     pub principals: Key<Vec<Spanned<String>>>,
     pub allow: Key<Vec<Spanned<String>>>,
     pub proxies: Key<Vec<Spanned<String>>>,
+    pub http2: Key<bool>,
     pub tls: Key<TableOf<RawListenerTls>>,
 }
 
@@ -243,6 +245,14 @@ pub(super) struct RawDeadlines {
     pub body_rate_window: Key<RawDuration>,
     pub write: Key<RawDuration>,
     pub idle: Key<RawDuration>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawHttp2 {
+    pub connections: Key<i64>,
+    pub streams: Key<i64>,
+    pub window: Key<RawSize>,
 }
 
 #[derive(Deserialize, Default)]

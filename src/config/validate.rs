@@ -14,22 +14,23 @@ use toml::Spanned;
 
 use super::error::{Placed, list, nearest};
 use super::raw::{
-    Key, RawConfig, RawCores, RawDeadLetter, RawDeadlines, RawDestination, RawDuration,
+    Key, RawConfig, RawCores, RawDeadLetter, RawDeadlines, RawDestination, RawDuration, RawHttp2,
     RawListener, RawListenerTls, RawRoute, RawSize, RawSlabClass, RawSpool, TableOf,
 };
 use super::{
     Ack, Admin, Batch, ClientAuth, Compression, Config, DeadLetter, Deadlines, Dedup, Destination,
-    Envelope, Limits, Listener, ListenerTls, Memory, PathPattern, Principal, Registered, Response,
-    Route, Size, SlabClass, Slabs, Spool, SuccessStatus, Table, Uplink, Upload,
+    Envelope, Http2, Limits, Listener, ListenerTls, Memory, PathPattern, Principal, Registered,
+    Response, Route, Size, SlabClass, Slabs, Spool, SuccessStatus, Table, Uplink, Upload,
 };
 use crate::limits::{
     COMPRESSION_LEVEL_MAX, COMPRESSION_LEVEL_MIN, CONNECTION_COUNT_MAX, CORE_COUNT_MAX,
     DEAD_LETTER_AGE_MAX, DURATION_MAX, ENTITY_NAME_SIZE_MAX, FILE_NAME_SIZE_MAX, GIB,
-    LISTENER_COUNT_MAX, MEMORY_LIMIT_MIN, PAGE_SIZE, RECORD_SIZE_MAX, REQUEST_LINE_SIZE_MAX,
-    ROUTE_COUNT_MAX, SEGMENT_COUNT_MAX, SEGMENT_COUNT_MIN, SLAB_CLASS_COUNT_MAX, SLAB_COUNT_MAX,
-    SLAB_SIZE_MAX, SLAB_SIZE_MIN, TAG_SIZE_MAX, TLS_SLAB_SIZE_MIN, UPLINK_CONCURRENCY_MAX,
-    UPLOAD_BUFFER_COUNT_MAX, UPLOAD_BUFFER_COUNT_MIN, UPLOAD_BUFFER_SIZE_MAX, segment_size,
-    upload_buffer_size_min,
+    HTTP2_CONNECTION_COUNT_MAX, HTTP2_STREAM_COUNT_MAX, HTTP2_WINDOW_SIZE_MAX,
+    HTTP2_WINDOW_SIZE_MIN, LISTENER_COUNT_MAX, MEMORY_LIMIT_MIN, PAGE_SIZE, RECORD_SIZE_MAX,
+    REQUEST_LINE_SIZE_MAX, ROUTE_COUNT_MAX, SEGMENT_COUNT_MAX, SEGMENT_COUNT_MIN,
+    SLAB_CLASS_COUNT_MAX, SLAB_COUNT_MAX, SLAB_SIZE_MAX, SLAB_SIZE_MIN, TAG_SIZE_MAX,
+    TLS_SLAB_SIZE_MIN, UPLINK_CONCURRENCY_MAX, UPLOAD_BUFFER_COUNT_MAX, UPLOAD_BUFFER_COUNT_MIN,
+    UPLOAD_BUFFER_SIZE_MAX, segment_size, upload_buffer_size_min,
 };
 
 pub(super) fn validate(raw: RawConfig, base_dir: &Path) -> Result<Config, Vec<Placed>> {
@@ -151,6 +152,7 @@ impl Check {
                 drain: self.duration(raw.limits.0.drain, default.limits.drain),
             },
             deadlines: self.deadlines(raw.deadlines.0, default.deadlines),
+            http2: self.http2(raw.http2.0, default.http2),
             memory: Memory {
                 limit: raw
                     .memory
@@ -256,6 +258,21 @@ impl Check {
             body_rate_window: self.duration(raw.body_rate_window, default.body_rate_window),
             write: self.duration(raw.write, default.write),
             idle: self.duration(raw.idle, default.idle),
+        }
+    }
+
+    fn http2(&mut self, raw: RawHttp2, default: Http2) -> Http2 {
+        Http2 {
+            connections: self.integer(
+                raw.connections,
+                default.connections,
+                1..=HTTP2_CONNECTION_COUNT_MAX,
+            ),
+            streams: self.integer(raw.streams, default.streams, 1..=HTTP2_STREAM_COUNT_MAX),
+            window: raw.window.map_or(default.window, |window| {
+                let bounds = HTTP2_WINDOW_SIZE_MIN as u64..=HTTP2_WINDOW_SIZE_MAX as u64;
+                self.size(&window, bounds) as usize
+            }),
         }
     }
 
@@ -377,6 +394,7 @@ impl Check {
                 principals: self.allowed_principals(listener.principals, principals),
                 allow: self.networks(listener.allow),
                 proxies: self.networks(listener.proxies),
+                http2: listener.http2.is_some_and(Spanned::into_inner),
                 tls,
             });
         }

@@ -10,21 +10,20 @@ use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
+use tokio_uring::net::TcpStream;
+
+use super::exchange::{self, Promise, Unserved};
 use super::socket::discard;
 use super::transport::Transport;
-use super::{Connection, Gone, Next, Unserved};
-use crate::ack::Ticket;
-use crate::config::Ack;
+use super::{Connection, Gone, Next};
 use crate::deadline::{Cut, Pace};
 use crate::http::reply::Persistence;
 use crate::limits::{LINGER_SIZE_MAX, LINGER_TIME, REPLY_BUFFER_SIZE, REPLY_SIZE_MAX};
 
-/// A request whose rows are encoded, and which is answered when its promise is kept.
+/// A request whose answer waits for its promise.
 #[derive(Clone, Copy)]
 pub struct Unsettled {
-    pub ticket: Ticket,
-    pub record_count: u64,
-    pub row_bytes: u64,
+    pub promise: Promise,
     pub persistence: Persistence,
 }
 
@@ -45,28 +44,20 @@ impl Connection {
                 return;
             };
             let Unsettled {
-                ticket,
-                record_count,
-                row_bytes,
+                promise,
                 persistence,
             } = unsettled;
             let core = &self.core;
-            let deadline =
-                (ticket.ack == Ack::Delivered).then(|| Instant::now() + core.config.limits.ack);
-            let kept = core.upload_buffers.acks().settled(ticket, deadline).await;
+            let kept = exchange::settle(core, &promise).await;
             let date = core.clock.date();
             match kept {
                 Ok(()) => {
-                    core.count_accepted(record_count, row_bytes);
                     let status = core.config.response.status.code();
+                    let (ack, record_count) = (promise.ticket.ack, promise.record_count);
                     self.replies
-                        .accepted(status, ticket.ack, record_count, &date, persistence);
+                        .accepted(status, ack, record_count, &date, persistence);
                 }
-                Err(refusal) => {
-                    core.count_unacknowledged(record_count);
-                    core.count_refused(refusal);
-                    self.replies.refused(refusal, &date, persistence);
-                }
+                Err(refusal) => self.replies.refused(refusal, &date, persistence),
             }
         }
     }
@@ -147,26 +138,26 @@ impl Connection {
         session.close_notify();
         session.has_outgoing() && self.write_outgoing().await.is_ok()
     }
+}
 
-    /// Closes so that the peer can still read the last answer (RFC 9112 §9.6): half-closes, then drops what comes,
-    /// for a while, until the peer closes too.
-    pub(super) async fn linger(&mut self) {
-        if self.stream.shutdown(Shutdown::Write).is_err() {
-            return;
-        }
-        let deadline = Instant::now() + LINGER_TIME;
-        let mut dropped = 0;
-        while dropped < LINGER_SIZE_MAX {
-            let mut discard = discard(self.stream.as_raw_fd(), LINGER_SIZE_MAX - dropped);
-            match tokio::time::timeout_at(deadline.into(), &mut discard).await {
-                Ok(Ok(size @ 1..)) => dropped += size,
-                Ok(_) => return,
-                Err(_) => {
-                    // A receive cannot be cancelled: make it fail, then wait for it.
-                    let _ = self.stream.shutdown(Shutdown::Both);
-                    let _ = discard.await;
-                    return;
-                }
+/// Closes so that the peer can still read the last answer (RFC 9112 §9.6): half-closes, then drops what comes,
+/// for a while, until the peer closes too.
+pub(super) async fn linger(stream: &TcpStream) {
+    if stream.shutdown(Shutdown::Write).is_err() {
+        return;
+    }
+    let deadline = Instant::now() + LINGER_TIME;
+    let mut dropped = 0;
+    while dropped < LINGER_SIZE_MAX {
+        let mut discard = discard(stream.as_raw_fd(), LINGER_SIZE_MAX - dropped);
+        match tokio::time::timeout_at(deadline.into(), &mut discard).await {
+            Ok(Ok(size @ 1..)) => dropped += size,
+            Ok(_) => return,
+            Err(_) => {
+                // A receive cannot be cancelled: make it fail, then wait for it.
+                let _ = stream.shutdown(Shutdown::Both);
+                let _ = discard.await;
+                return;
             }
         }
     }

@@ -6,9 +6,10 @@
 //! Invariant: between the messages of a handshake a connection holds no slab, and all of it has one deadline.
 //! Not here: HTTP. A peer that speaks it where TLS is expected is told so in its own language.
 
+use super::Connection;
+use super::exchange::Unserved;
 use super::inbox::Inbox;
 use super::transport::Transport;
-use super::{Connection, Unserved};
 use crate::error::Reject;
 use crate::http::proxy;
 use crate::metrics::Count;
@@ -28,7 +29,10 @@ impl Connection {
             received = (!inbox.is_empty()).then_some(inbox);
         }
         let session = match self.core.tls.listener(self.place.listener_index) {
-            Some(listener) => listener.session(),
+            Some(listener) => {
+                let is_spoken = self.core.config.listeners[self.place.listener_index].http2;
+                listener.session(is_spoken && self.core.http2.has_room())
+            }
             None => return Ok(received),
         };
         match session {

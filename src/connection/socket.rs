@@ -3,7 +3,8 @@
 //! Before it: [`crate::connection`] has a descriptor.
 //! After it: a completion with a count, or an error.
 //! Thread: one reactor. Allocates: never; a future has a name, so that it can be kept in a struct.
-//! Invariant: an operation that was submitted is awaited to its end: dropping it does not take it back.
+//! Invariant: an operation that was submitted is awaited to its end, or ends when the socket is shut down: dropping it
+//! does not take it back.
 //! Not here: reading into slabs ([`crate::slab`]).
 
 use std::io;
@@ -28,6 +29,12 @@ impl OneshotOutputTransform for ResultOf {
 pub fn poll_readable(fd: RawFd) -> InFlightOneshot<(), ResultOf> {
     let entry =
         opcode::PollAdd::new(types::Fd(fd), (libc::POLLIN | libc::POLLRDHUP) as u32).build();
+    UnsubmittedOneshot::new((), ResultOf, entry).submit()
+}
+
+/// Completes when `fd` takes bytes again, or fails.
+pub fn poll_writable(fd: RawFd) -> InFlightOneshot<(), ResultOf> {
+    let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLOUT as u32).build();
     UnsubmittedOneshot::new((), ResultOf, entry).submit()
 }
 

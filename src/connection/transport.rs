@@ -12,7 +12,7 @@ use crate::http::reply::Replies;
 use crate::limits::{
     REPLY_BUFFER_SIZE, TLS_EXPANSION_SIZE_MAX, TLS_HEADER_SIZE, TLS_RECORD_SIZE_MAX,
 };
-use crate::tls::{Session, TlsError};
+use crate::tls::{HTTP_2, Session, TlsError};
 
 pub enum Transport {
     Plain,
@@ -39,6 +39,14 @@ impl Transport {
                 inbox.opened(&opened);
                 Ok(opened.plaintext > 0 || !opened.ended)
             }
+        }
+    }
+
+    /// Whether HTTP/2 was agreed on (RFC 9113 §3.2).
+    pub fn is_http2(&self) -> bool {
+        match self {
+            Transport::Plain => false,
+            Transport::Tls(session) => session.handshaken() && session.alpn() == Some(HTTP_2),
         }
     }
 

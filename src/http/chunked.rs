@@ -250,16 +250,24 @@ fn trailer_field(line: &[u8]) -> Result<(), Reject> {
     if !is_token(name) || !value.iter().all(|byte| is_field_byte(*byte)) {
         return Err(Reject::Chunk("a malformed trailer field"));
     }
+    match is_of_head(name) {
+        true => Err(OF_HEAD),
+        false => Ok(()),
+    }
+}
+
+/// A trailer field that is refused in every version of HTTP.
+pub(super) const OF_HEAD: Reject = Reject::Chunk("a trailer field that belongs into the head");
+
+/// Whether a field of this name may only be in the head.
+pub(super) fn is_of_head(name: &[u8]) -> bool {
     let is_signature = name
         .get(..SIGNATURE_PREFIX.len())
         .is_some_and(|prefix| prefix.eq_ignore_ascii_case(SIGNATURE_PREFIX));
     let is_refused = NOT_IN_TRAILERS
         .iter()
         .any(|refused| name.eq_ignore_ascii_case(refused.as_bytes()));
-    if is_signature || is_refused {
-        return Err(Reject::Chunk("a trailer field that belongs into the head"));
-    }
-    Ok(())
+    is_signature || is_refused
 }
 
 #[cfg(test)]

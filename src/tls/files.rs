@@ -65,9 +65,15 @@ pub enum TlsFault {
 
 const _: () = assert!(TLS_FILE_SIZE_MAX == 4 * MIB, "a message names this number");
 
+/// The names of ALPN (RFC 7301 §6, RFC 9113 §3.1).
+pub const HTTP_1_1: &[u8] = b"http/1.1";
+pub const HTTP_2: &[u8] = b"h2";
+
 /// A configuration that works, and when its certificate expires.
 pub struct Loaded {
     pub config: Arc<ServerConfig>,
+    /// The same, where HTTP/2 is offered too.
+    pub with_http2: Arc<ServerConfig>,
     /// Seconds since 1970.
     pub expires_at: i64,
 }
@@ -139,7 +145,7 @@ pub fn load(tls: &ListenerTls) -> Result<Loaded, TlsFault> {
                 source: error.into(),
             },
         })?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![HTTP_1_1.to_vec()];
     // Tickets are with the clients; a store of sessions would be memory of ours.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = aws_lc_rs::Ticketer::new().map_err(|error| TlsFault::Refused {
@@ -147,8 +153,12 @@ pub fn load(tls: &ListenerTls) -> Result<Loaded, TlsFault> {
         source: error.into(),
     })?;
     assert!(config.max_early_data_size == 0 && !config.send_half_rtt_data);
+    // RFC 9113 §3.2; what the server likes best comes first.
+    let mut with_http2 = config.clone();
+    with_http2.alpn_protocols.insert(0, HTTP_2.to_vec());
     Ok(Loaded {
         config: Arc::new(config),
+        with_http2: Arc::new(with_http2),
         expires_at,
     })
 }

@@ -12,8 +12,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, SystemTime};
 
-use rustls::ServerConfig;
-
 use super::files::{Loaded, Stamp, TlsFault, load, stamps};
 use super::{Session, TlsError};
 use crate::config::{Config, ListenerTls};
@@ -33,13 +31,8 @@ pub struct Tls {
 pub struct TlsListener {
     address: SocketAddr,
     files: ListenerTls,
-    current: RwLock<Current>,
+    current: RwLock<Loaded>,
     seen: Mutex<Seen>,
-}
-
-struct Current {
-    config: Arc<ServerConfig>,
-    expires_at: i64,
 }
 
 /// What is known of the files.
@@ -166,11 +159,11 @@ impl TlsListener {
     fn load(address: SocketAddr, files: &ListenerTls) -> Result<TlsListener, TlsFault> {
         // Before the content: a change in between is then one more load, and not one that is missed.
         let stamps = stamps(files);
-        let Loaded { config, expires_at } = load(files)?;
+        let loaded = load(files)?;
         Ok(TlsListener {
             address,
             files: files.clone(),
-            current: RwLock::new(Current { config, expires_at }),
+            current: RwLock::new(loaded),
             seen: Mutex::new(Seen {
                 loaded: stamps.clone(),
                 last: stamps,
@@ -179,16 +172,18 @@ impl TlsListener {
         })
     }
 
-    /// A new session, with the newest certificate.
-    pub fn session(&self) -> Result<Session, TlsError> {
+    /// A new session, with the newest certificate; it offers HTTP/2 where asked to.
+    pub fn session(&self, offers_http2: bool) -> Result<Session, TlsError> {
         let current = self.current.read().expect("nobody panics with it");
-        Session::new(current.config.clone())
+        Session::new(match offers_http2 {
+            true => current.with_http2.clone(),
+            false => current.config.clone(),
+        })
     }
 
     /// Takes what was loaded from files of these versions; whether they differ from those before.
     fn take(&self, loaded: Loaded, stamps: Vec<Option<Stamp>>) -> bool {
-        let Loaded { config, expires_at } = loaded;
-        *self.current.write().expect("nobody panics with it") = Current { config, expires_at };
+        *self.current.write().expect("nobody panics with it") = loaded;
         let mut seen = self.seen.lock().expect("nobody panics with it");
         let changed = seen.loaded != stamps;
         seen.loaded = stamps;

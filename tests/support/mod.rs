@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Each test binary uses its own part of this.
 
+pub mod http2;
 pub mod sim_disk;
 pub mod tls;
 
