@@ -1,10 +1,12 @@
-//! Clients that nobody here wrote, against the running program: curl, h2load, httpx, and slowhttptest as the attacker.
+//! Clients that nobody here wrote, against the running program: curl, h2load, nghttp, httpx, and slowhttptest as the attacker.
 //!
 //! What each of them was told to be accepted must be the rows of the table, record by record; then the connections are
 //! gone and the slabs are free.
 //! They are no part of a plain `cargo test`, because they need programs of the distribution: `.ci/run` installs and
 //! runs them.
 
+#[path = "outside_clients/http2.rs"]
+mod http2;
 #[path = "outside_clients/programs.rs"]
 mod programs;
 mod support;
