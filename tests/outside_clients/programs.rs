@@ -186,6 +186,20 @@ impl Load {
     }
 }
 
+/// Posts `path` with nghttp; the bodies of all answers, one behind the other.
+pub fn nghttp(arguments: &[&str], path: &Path) -> String {
+    let mut command = Command::new("nghttp");
+    command
+        .args(["--no-verify-peer", "--timeout", TIME_MAX])
+        .args(["--header", "content-type: application/json"])
+        .arg("--data")
+        .arg(path)
+        .args(arguments);
+    let output = run(command, b"");
+    assert!(output.status.success(), "{}", text(output.stderr));
+    text(output.stdout)
+}
+
 /// Status, version and answer of a post of httpx.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Posted {
