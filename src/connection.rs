@@ -26,6 +26,7 @@ mod transport;
 
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
+use std::pin::Pin;
 use std::rc::Rc;
 
 use tokio_uring::net::TcpStream;
@@ -37,7 +38,7 @@ use crate::http::chunked::Chunked;
 use crate::http::frames::PREFACE;
 use crate::http::h1::{self, Expectation, Framing, Head};
 use crate::http::reply::{Persistence, Replies};
-use crate::limits::UNREAD_SIZE_MAX;
+use crate::limits::{CONNECTION_TASK_SIZE_MAX, UNREAD_SIZE_MAX};
 use crate::reactor::Core;
 use answers::{UNSETTLED_COUNT_MAX, Unsettled, linger};
 use exchange::{Peer, Promise, Shown, Unserved};
@@ -75,16 +76,16 @@ struct Connection {
     unsettled: [Option<Unsettled>; UNSETTLED_COUNT_MAX],
 }
 
-/// How the part of a connection that speaks HTTP/1.1 has ended.
+/// How a connection has ended.
 enum End {
     /// The last answer is written.
     Answered,
-    /// It is HTTP/2 from here on, with what was received of it.
-    Http2(Option<Inbox>),
+    /// It went on in HTTP/2, and that has ended.
+    Served,
 }
 
 /// Serves a connection to its end.
-pub async fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) {
+pub fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) -> impl Future<Output = ()> {
     let mut connection = Connection {
         core,
         stream,
@@ -95,18 +96,29 @@ pub async fn serve(core: Rc<Core>, stream: Rc<TcpStream>, place: Place) {
         request_count: 0,
         unsettled: [None; UNSETTLED_COUNT_MAX],
     };
-    let served = match connection.run().await {
-        Ok(End::Http2(received)) => return connection.serve_http2(received).await,
-        Ok(End::Answered) => Ok(()),
-        Err(Gone) => Err(Gone),
-    };
-    let is_heard = connection.farewell().await;
-    if served.is_ok() || is_heard {
-        linger(&connection.stream).await;
-    }
+    async move { connection.serve().await }
 }
 
+const fn size_of_output<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+    size_of::<F>()
+}
+
+// Every connection has one of these, idle ones too: what is seldom needed is boxed where it is.
+const _: () = assert!(size_of_output(serve) <= CONNECTION_TASK_SIZE_MAX);
+
 impl Connection {
+    async fn serve(&mut self) {
+        let served = match self.run().await {
+            Ok(End::Served) => return,
+            Ok(End::Answered) => Ok(()),
+            Err(Gone) => Err(Gone),
+        };
+        let is_heard = self.farewell().await;
+        if served.is_ok() || is_heard {
+            linger(&self.stream).await;
+        }
+    }
+
     /// Serves requests until the peer is gone (an error) or the last answer is written.
     async fn run(&mut self) -> Result<End, Gone> {
         let mut received = match self.begin().await {
@@ -114,42 +126,39 @@ impl Connection {
             Err(unserved) => return self.end_unserved(unserved).await,
         };
         if self.transport.is_http2() {
-            return Ok(End::Http2(received));
+            return self.go_on_in_http2(received).await;
         }
-        let listener = &self.core.live().config.listeners[self.place.listener_index];
-        // RFC 9113 §3.2: over TLS it would have been agreed on.
-        let mut may_be_http2 = listener.http2 && listener.tls.is_none();
+        let mut may_be_http2 = self.may_have_preface();
         loop {
-            let mut inbox = match received.take() {
-                Some(inbox) => inbox,
-                None => {
-                    self.suspend(None).await?;
-                    match self.new_inbox().await {
-                        Ok(inbox) => inbox,
-                        Err(refusal) => return self.end_unserved(refusal.into()).await,
-                    }
+            if received.is_none() {
+                self.suspend(None).await?;
+                match self.new_inbox().await {
+                    Ok(inbox) => received = Some(inbox),
+                    Err(refusal) => return self.end_unserved(refusal.into()).await,
                 }
-            };
-            if std::mem::take(&mut may_be_http2) && self.receive_preface(&mut inbox).await? {
-                return Ok(End::Http2(Some(inbox)));
+            }
+            let inbox = received.as_mut().expect("there is one now");
+            if std::mem::take(&mut may_be_http2) && self.receive_preface(inbox).await? {
+                return self.go_on_in_http2(received).await;
             }
             loop {
-                match self.request(&mut inbox).await? {
+                match self.request(inbox).await? {
                     Next::Request => {}
                     Next::Skip(size) if self.transport.is_tls() => {
-                        self.skip_sealed(&mut inbox, size).await?;
+                        Box::pin(self.skip_sealed(inbox, size)).await?;
                     }
                     Next::Skip(size) => {
-                        drop(inbox);
+                        received = None;
                         self.skip(size).await?;
                         break;
                     }
                     Next::Close => {
-                        drop(inbox);
+                        drop(received);
                         return self.flush().await.map(|()| End::Answered);
                     }
                 }
                 if inbox.is_empty() {
+                    received = None;
                     break;
                 }
                 if self.is_full() {
@@ -158,6 +167,24 @@ impl Connection {
                 inbox.step_down(&self.core).await;
             }
         }
+    }
+
+    /// Goes on in HTTP/2 to the end, on the heap: the many connections that never come to this have no room for it.
+    fn go_on_in_http2(
+        &mut self,
+        received: Option<Inbox>,
+    ) -> Pin<Box<impl Future<Output = Result<End, Gone>>>> {
+        Box::pin(async {
+            self.serve_http2(received).await;
+            Ok(End::Served)
+        })
+    }
+
+    /// Whether it may turn out to be HTTP/2 by its first bytes: over TLS that would have been agreed on (RFC 9113 §3.2).
+    fn may_have_preface(&self) -> bool {
+        let live = self.core.live();
+        let listener = &live.config.listeners[self.place.listener_index];
+        listener.http2 && listener.tls.is_none()
     }
 
     /// Answers what the connection ends with.
@@ -423,7 +450,8 @@ impl Connection {
         if self.transport.ended() {
             return Ok(false);
         }
-        self.set_deadline(pace);
+        self.place
+            .set_deadline_keeping(pace, inbox.slab.class_index());
         let began = inbox.pending() > 0;
         let read = inbox.read(&self.stream).await;
         self.place.clear_deadline();

@@ -52,32 +52,35 @@ pub struct Peer<'a> {
     pub shown: &'a Shown,
 }
 
-/// The certificate that a peer has shown in the handshake.
+/// The certificate that a peer has shown in the handshake, if it has.
 #[derive(Default)]
-pub struct Shown {
-    certificate: Option<CertificateDer<'static>>,
+pub struct Shown(Option<Box<ShownCertificate>>);
+
+struct ShownCertificate {
+    certificate: CertificateDer<'static>,
     /// Whose it is, and in which generation of settings: principals come and go with reloads.
     known: Cell<Option<(u64, Certificate)>>,
 }
 
 impl Shown {
     pub fn new(certificate: Option<&CertificateDer<'static>>) -> Self {
-        Shown {
-            certificate: certificate.cloned(),
+        let shown = certificate.map(|certificate| ShownCertificate {
+            certificate: certificate.clone(),
             known: Cell::new(None),
-        }
+        });
+        Shown(shown.map(Box::new))
     }
 
     /// Whose it is by these settings. Allocates where they are new to it, and only where there is a certificate.
     pub fn whose(&self, live: &Live) -> Certificate {
-        let Some(shown) = &self.certificate else {
+        let Some(shown) = &self.0 else {
             return Certificate::None;
         };
-        match self.known.get() {
+        match shown.known.get() {
             Some((generation, certificate)) if generation == live.generation => certificate,
             _ => {
-                let certificate = live.admission.certificate(shown);
-                self.known.set(Some((live.generation, certificate)));
+                let certificate = live.admission.certificate(&shown.certificate);
+                shown.known.set(Some((live.generation, certificate)));
                 certificate
             }
         }

@@ -42,7 +42,8 @@ impl Connection {
                 return Err(Unserved::End);
             }
         }
-        match self.handshake(received).await {
+        // On the heap until it is over, not in every connection for good.
+        match Box::pin(self.handshake(received)).await {
             Err(Unserved::Rejected(Reject::TlsExpected)) => Err(Reject::TlsExpected.into()),
             // There is no request yet that could be counted, and no way to answer one.
             Err(_) => Err(Unserved::End),

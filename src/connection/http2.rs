@@ -134,15 +134,10 @@ const TURNED_AWAY: &[u8] =
 
 impl Http1Connection {
     /// Serves the connection to its end, now that it speaks HTTP/2; with what was received of it already.
-    pub(super) async fn serve_http2(self, received: Option<Inbox>) {
-        let Http1Connection {
-            core,
-            stream,
-            place,
-            transport,
-            shown,
-            ..
-        } = self;
+    pub(super) async fn serve_http2(&mut self, received: Option<Inbox>) {
+        let (core, stream, place) = (self.core.clone(), self.stream.clone(), &self.place);
+        let transport = std::mem::replace(&mut self.transport, Transport::Plain);
+        let shown = std::mem::take(&mut self.shown);
         let shared = Rc::new(Shared {
             core: core.clone(),
             listener_index: place.listener_index,
