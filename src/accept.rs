@@ -206,6 +206,12 @@ impl Place {
         self.core.connections.deadlines.set(self.index, pace, cut);
     }
 
+    /// Sets the deadline of a connection that keeps a slab of this class while it waits to read.
+    pub fn set_deadline_keeping(&self, pace: &Pace, class_index: usize) {
+        let deadlines = &self.core.connections.deadlines;
+        deadlines.set_keeping(self.index, pace, class_index);
+    }
+
     pub fn clear_deadline(&self) {
         self.core.connections.deadlines.clear(self.index);
     }
@@ -351,16 +357,18 @@ pub async fn sweep_deadlines(core: Rc<Core>) {
     let connections = &core.connections;
     loop {
         tokio::time::sleep(connections.deadlines.period()).await;
-        connections.deadlines.sweep(|index, cut| {
-            if let Some(open) = &mut connections.open.borrow_mut()[index] {
-                open.expired = true;
-                let _ = open.stream.shutdown(match cut {
-                    Cut::Reading => Shutdown::Read,
-                    Cut::Both => Shutdown::Both,
-                });
-                core.metrics
-                    .update(|update| update.add(Count::DeadlinesPassed, 1));
-            }
-        });
+        connections
+            .deadlines
+            .sweep(core.slabs.waiting(), |index, cut| {
+                if let Some(open) = &mut connections.open.borrow_mut()[index] {
+                    open.expired = true;
+                    let _ = open.stream.shutdown(match cut {
+                        Cut::Reading => Shutdown::Read,
+                        Cut::Both => Shutdown::Both,
+                    });
+                    core.metrics
+                        .update(|update| update.add(Count::DeadlinesPassed, 1));
+                }
+            });
     }
 }

@@ -277,6 +277,8 @@ pub struct Deadlines {
     /// Bytes per second that a body must bring, on average over `body_rate_window`.
     pub body_rate: usize,
     pub body_rate_window: Duration,
+    /// How long a head, or a stretch of a body, may keep a slab that somebody waits for.
+    pub contended: Duration,
     /// Writing the answers.
     pub write: Duration,
     /// Between two requests.
@@ -536,6 +538,7 @@ impl Default for Config {
                 body: Duration::from_secs(120),
                 body_rate: KIB,
                 body_rate_window: Duration::from_secs(10),
+                contended: Duration::from_secs(1),
                 write: Duration::from_secs(10),
                 idle: Duration::from_secs(75),
             },

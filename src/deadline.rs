@@ -9,11 +9,15 @@
 //! A sweep over one dense array, some times a second, instead of a timer per connection: setting a deadline is one
 //! store, and looking at 10,000 of them is a pass over 80 KB.
 //! Time is that of the last sweep, so setting one does not ask the clock either.
+//!
+//! Who keeps a slab that somebody waits for has less time: a few hundred slow senders would otherwise have all slabs for as
+//! long as their deadlines let them, and nobody else would be served. As many are cut as wait.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use crate::config;
+use crate::limits::SLAB_CLASS_COUNT_MAX;
 
 /// Milliseconds since the core's start.
 type Millis = u64;
@@ -39,6 +43,9 @@ pub struct Deadlines {
     period: Cell<Duration>,
     at: Box<[Cell<Millis>]>,
     cut: Box<[Cell<Cut>]>,
+    /// From when on the slab that a connection keeps is somebody else's, if one waits for it.
+    contended_at: Box<[Cell<Millis>]>,
+    class_index: Box<[Cell<u8>]>,
     allowed: Cell<Allowed>,
 }
 
@@ -52,6 +59,7 @@ struct Allowed {
     rate_window: Millis,
     /// Bytes that each window must bring.
     rate_window_size: usize,
+    contended: Millis,
     write: Millis,
     idle: Millis,
 }
@@ -65,6 +73,7 @@ impl Allowed {
             config.body_start,
             config.body,
             config.body_rate_window,
+            config.contended,
             config.write,
             config.idle,
         ]
@@ -82,6 +91,7 @@ impl Allowed {
             body: allowed(config.body),
             rate_window: allowed(config.body_rate_window),
             rate_window_size: usize::try_from(window_size).unwrap_or(usize::MAX),
+            contended: allowed(config.contended),
             write: allowed(config.write),
             idle: allowed(config.idle),
         };
@@ -99,6 +109,8 @@ impl Deadlines {
             period: Cell::new(period),
             at: (0..connections_max).map(|_| Cell::new(NEVER)).collect(),
             cut: (0..connections_max).map(|_| Cell::new(Cut::Both)).collect(),
+            contended_at: (0..connections_max).map(|_| Cell::new(NEVER)).collect(),
+            class_index: (0..connections_max).map(|_| Cell::new(0)).collect(),
             allowed: Cell::new(allowed),
         }
     }
@@ -120,6 +132,11 @@ impl Deadlines {
         pace.at <= self.now.get()
     }
 
+    /// When a slab that is kept is somebody else's, if one waits for it.
+    pub fn contended_instant(&self, pace: &Pace) -> Instant {
+        self.started_at + Duration::from_millis(pace.contended_at)
+    }
+
     /// When the time is over.
     pub fn instant(&self, pace: &Pace) -> Instant {
         self.started_at + Duration::from_millis(pace.at)
@@ -136,21 +153,42 @@ impl Deadlines {
         self.cut[index].set(cut);
     }
 
+    /// The same for a connection that keeps a slab of this class while it waits to read.
+    pub fn set_keeping(&self, index: usize, pace: &Pace, class_index: usize) {
+        self.set(index, pace, Cut::Reading);
+        self.contended_at[index].set(pace.contended_at);
+        self.class_index[index].set(class_index as u8);
+    }
+
     /// Takes the connection's deadline away.
     pub fn clear(&self, index: usize) {
         self.at[index].set(NEVER);
+        self.contended_at[index].set(NEVER);
     }
 
     /// Moves the time on, and gives every connection whose deadline has passed to `expire`; it has none from then on.
-    pub fn sweep(&self, expire: impl FnMut(usize, Cut)) {
-        self.sweep_at(millis(self.started_at.elapsed()), expire);
+    /// `waiting` says how many wait for a slab of each class.
+    pub fn sweep(&self, waiting: [usize; SLAB_CLASS_COUNT_MAX], expire: impl FnMut(usize, Cut)) {
+        self.sweep_at(millis(self.started_at.elapsed()), waiting, expire);
     }
 
-    fn sweep_at(&self, now: Millis, mut expire: impl FnMut(usize, Cut)) {
+    fn sweep_at(
+        &self,
+        now: Millis,
+        mut waiting: [usize; SLAB_CLASS_COUNT_MAX],
+        mut expire: impl FnMut(usize, Cut),
+    ) {
         self.now.set(now);
         for (index, at) in self.at.iter().enumerate() {
-            if at.get() <= now {
-                at.set(NEVER);
+            let is_over = at.get() <= now;
+            let has_a_turn = |waiting: &mut [usize; SLAB_CLASS_COUNT_MAX]| {
+                let waiting = &mut waiting[usize::from(self.class_index[index].get())];
+                let waits = *waiting > 0;
+                *waiting -= usize::from(waits);
+                waits
+            };
+            if is_over || (self.contended_at[index].get() <= now && has_a_turn(&mut waiting)) {
+                self.clear(index);
                 expire(index, self.cut[index].get());
             }
         }
@@ -183,6 +221,7 @@ impl Deadlines {
         let mut pace = Pace {
             at: end.min(now + self.allowed.get().body_start),
             end,
+            contended_at: now + self.allowed.get().contended,
             window_size: 0,
             is_body: true,
         };
@@ -205,6 +244,7 @@ impl Deadlines {
             let waited = waited + millis(self.period.get());
             pace.at = pace.at.saturating_add(waited);
             pace.end = pace.end.saturating_add(waited);
+            pace.contended_at = pace.contended_at.saturating_add(waited);
         }
     }
 
@@ -213,6 +253,7 @@ impl Deadlines {
         Pace {
             at: end,
             end,
+            contended_at: self.now.get() + self.allowed.get().contended,
             window_size: 0,
             is_body: false,
         }
@@ -232,6 +273,7 @@ impl Deadlines {
             pace.at = pace
                 .end
                 .min(self.now.get() + self.allowed.get().rate_window);
+            pace.contended_at = self.now.get() + self.allowed.get().contended;
         }
     }
 }
@@ -242,6 +284,8 @@ pub struct Pace {
     at: Millis,
     /// The last one, however much comes.
     end: Millis,
+    /// The next one where somebody waits for the slab.
+    contended_at: Millis,
     /// Bytes that came in this window, and one.
     window_size: usize,
     is_body: bool,
@@ -268,7 +312,9 @@ mod tests {
 
     fn expired(deadlines: &Deadlines, now: Millis) -> Vec<(usize, Cut)> {
         let mut expired = Vec::new();
-        deadlines.sweep_at(now, |index, cut| expired.push((index, cut)));
+        deadlines.sweep_at(now, [0; SLAB_CLASS_COUNT_MAX], |index, cut| {
+            expired.push((index, cut));
+        });
         expired
     }
 
@@ -290,6 +336,34 @@ mod tests {
         assert_eq!(expired(&deadlines, 80_099), []);
         assert_eq!(expired(&deadlines, 80_100), [(5, Cut::Reading)]);
         assert_eq!(expired(&deadlines, NEVER - 1), []);
+    }
+
+    #[test]
+    fn who_keeps_a_slab_that_others_wait_for_is_cut_sooner_and_no_more_than_wait() {
+        let deadlines = deadlines();
+        let expired_beside = |now, waiting: &[usize]| {
+            let mut of_classes = [0; SLAB_CLASS_COUNT_MAX];
+            of_classes[..waiting.len()].copy_from_slice(waiting);
+            let mut expired = Vec::new();
+            deadlines.sweep_at(now, of_classes, |index, _| expired.push(index));
+            expired
+        };
+        // Heads, in both classes; one that waits without a slab; a body that goes on bringing something.
+        deadlines.set_keeping(0, &deadlines.head(), 0);
+        deadlines.set_keeping(1, &deadlines.head(), 1);
+        deadlines.set_keeping(2, &deadlines.head(), 1);
+        deadlines.set(3, &deadlines.idle(), Cut::Reading);
+        let mut pace = deadlines.body(0);
+        deadlines.set_keeping(4, &pace, 1);
+        assert_eq!(expired_beside(1_000, &[9, 9]), [0_usize; 0]);
+        deadlines.came(&mut pace, 20_000);
+        deadlines.set_keeping(4, &pace, 1);
+        assert_eq!(expired_beside(1_200, &[0, 1]), [1]);
+        assert_eq!(expired_beside(1_200, &[0, 0]), [0_usize; 0]);
+        assert_eq!(expired_beside(1_200, &[2, 2]), [0, 2]);
+        assert_eq!(expired_beside(2_000, &[9, 9]), [0_usize; 0]);
+        assert_eq!(expired_beside(2_200, &[9, 9]), [4]);
+        assert_eq!(expired_beside(2_200, &[9, 9]), [0_usize; 0]);
     }
 
     /// The deadlines of a body that brings `size` bytes every `every` milliseconds: when it expires, from its start.

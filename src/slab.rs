@@ -18,7 +18,7 @@ use tokio_uring::buf::fixed::{FixedBuf, FixedBufRegistry};
 use tokio_uring::net::TcpStream;
 
 use crate::config::{Registered, SlabClass};
-use crate::limits::SLAB_COUNT_MAX;
+use crate::limits::{SLAB_CLASS_COUNT_MAX, SLAB_COUNT_MAX};
 use crate::memory::Region;
 use crate::wait::WaitQueue;
 
@@ -142,6 +142,15 @@ impl Slabs {
             parsing: class.count - free - in_kernel,
             in_kernel,
         }
+    }
+
+    /// How many wait for a slab, by class.
+    pub fn waiting(&self) -> [usize; SLAB_CLASS_COUNT_MAX] {
+        let mut waiting = [0; SLAB_CLASS_COUNT_MAX];
+        for (count, class) in waiting.iter_mut().zip(&self.classes) {
+            *count = class.queue.waiting_count();
+        }
+        waiting
     }
 
     /// Takes a slab of the class, waiting in turn until `deadline`. `None` when it passes first.

@@ -962,6 +962,29 @@ fn who_is_too_slow_is_told_so_and_nothing_is_stored() {
 }
 
 #[test]
+fn a_slow_sender_keeps_no_slab_that_somebody_waits_for() {
+    for wire in [
+        "POST /x HTTP/1.1\r\nHost: a\r\nX: ".to_owned(),
+        post(BAD_LENGTH, "{\"bad"),
+    ] {
+        let weir = with_deadlines(
+            "contended = \"250ms\"\n[limits]\nwait = \"60s\"\n[slabs]\nclasses = [{ size = \"16KiB\", count = 2 }]\n",
+        );
+        let mut slow: Vec<_> = (0..2).map(|_| weir.connect()).collect();
+        for client in &mut slow {
+            client.send(wire.as_bytes());
+        }
+        weir.wait_for_metric("weir_slabs{class=\"16KiB\",state=\"free\"} 0");
+        assert_eq!(weir.connect().post("/x", GOOD).status, 201);
+        // As many are cut as had to wait.
+        assert_eq!(weir.metric("weir_deadlines_passed_total"), 1);
+        assert_eq!(weir.outcomes(), [1, 1, 0, 0]);
+        assert_eq!(weir.connect().post("/x", GOOD).status, 201);
+        assert_eq!(weir.metric("weir_deadlines_passed_total"), 1);
+    }
+}
+
+#[test]
 fn who_sends_nothing_more_is_closed_without_an_answer() {
     // Long enough for a busy machine to send a request on a connection that is there.
     let weir = with_deadlines("idle = \"1s\"\n");

@@ -243,6 +243,7 @@ pub(super) struct RawDeadlines {
     pub body: Key<RawDuration>,
     pub body_rate: Key<RawSize>,
     pub body_rate_window: Key<RawDuration>,
+    pub contended: Key<RawDuration>,
     pub write: Key<RawDuration>,
     pub idle: Key<RawDuration>,
 }

@@ -291,6 +291,7 @@ fn differences(a: &Config, b: &Config) -> BTreeSet<String> {
             body,
             body_rate,
             body_rate_window,
+            contended,
             write,
             idle
         }

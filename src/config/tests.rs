@@ -88,6 +88,7 @@ fn every_key_changes_what_it_names() {
         body = "3s"
         body_rate = 5
         body_rate_window = "4s"
+        contended = "8s"
         write = "5s"
         idle = "6s"
         [http2]
@@ -267,6 +268,7 @@ fn every_key_changes_what_it_names() {
             body: Duration::from_secs(3),
             body_rate: 5,
             body_rate_window: Duration::from_secs(4),
+            contended: Duration::from_secs(8),
             write: Duration::from_secs(5),
             idle: Duration::from_secs(6),
         },

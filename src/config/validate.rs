@@ -256,6 +256,7 @@ impl Check {
                 self.size(&rate, 1..=GIB as u64) as usize
             }),
             body_rate_window: self.duration(raw.body_rate_window, default.body_rate_window),
+            contended: self.duration(raw.contended, default.contended),
             write: self.duration(raw.write, default.write),
             idle: self.duration(raw.idle, default.idle),
         }

@@ -69,6 +69,7 @@ fn samples() -> Vec<(&'static str, String, String, &'static str, What)> {
         "deadlines.body_start",
         "deadlines.body",
         "deadlines.body_rate_window",
+        "deadlines.contended",
         "deadlines.write",
         "deadlines.idle",
     ] {

@@ -164,7 +164,7 @@ impl Body {
             self.release(self.early.len());
             self.early = Vec::new();
             received = end;
-            match self.next().await? {
+            match self.next_keeping(&slab).await? {
                 None => break,
                 Some(piece) if received + piece.len() > slab.size() => self.keep(&piece),
                 Some(piece) => {
@@ -206,6 +206,27 @@ impl Body {
                 Err(Reject::Timeout.into())
             }
         }
+    }
+
+    /// The same while a slab is kept, which after a while is somebody else's who waits for it.
+    async fn next_keeping(&mut self, slab: &Slab) -> Result<Option<Bytes>, Unserved> {
+        let core = self.core.clone();
+        let deadlines = &core.connections.deadlines;
+        while !self.ended {
+            let look = (Instant::now() + deadlines.period())
+                .max(deadlines.contended_instant(&self.pace))
+                .min(deadlines.instant(&self.pace));
+            let next = poll_fn(|context| self.poll_next(context));
+            if let Ok(next) = tokio::time::timeout_at(look.into(), next).await {
+                return next;
+            }
+            let is_wanted = core.slabs.waiting()[slab.class_index()] > 0;
+            if is_wanted || deadlines.instant(&self.pace) <= Instant::now() {
+                count_passed(&core);
+                return Err(Reject::Timeout.into());
+            }
+        }
+        Ok(None)
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Unserved>> {
