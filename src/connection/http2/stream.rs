@@ -18,6 +18,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -31,6 +32,7 @@ use crate::error::{Refusal, Reject};
 use crate::http::h1::{Expectation, Framing, Head};
 use crate::http::h2::{response, trailers, write_head};
 use crate::http::reply::{Persistence, Replies};
+use crate::limits::{LINGER_SIZE_MAX, LINGER_TIME};
 use crate::reactor::Core;
 use crate::slab::Slab;
 
@@ -45,8 +47,7 @@ pub(super) async fn serve(
     let (parts, stream) = request.into_parts();
     let mut body = Body::new(core.clone(), stream);
     let stored = receive_and_store(live, &parts, &mut body, &mut respond).await;
-    // What of it nobody reads goes back to the window of the connection.
-    drop(body);
+    body.early = Vec::new();
     let mut replies = Replies::new();
     let kept = match stored {
         Ok(promise) => exchange::settle(core, &promise)
@@ -57,7 +58,8 @@ pub(super) async fn serve(
         Err(Unserved::Rejected(reject)) => {
             core.count_reject(&reject);
             replies.rejected(&reject, &core.clock.date(), Persistence::KeepAlive);
-            return answer(core, respond, replies).await;
+            answer(core, respond, replies).await;
+            return body.linger().await;
         }
         Err(Unserved::Gone | Unserved::End) => return core.count_aborted(),
     };
@@ -76,6 +78,7 @@ pub(super) async fn serve(
         }
     }
     answer(core, respond, replies).await;
+    body.linger().await;
 }
 
 /// Receives the request and encodes it; what its answer waits for.
@@ -221,6 +224,25 @@ impl Body {
         let _ = self.stream.flow_control().release_capacity(size);
     }
 
+    /// Drops what still comes after an answer that did not wait for it, for a while: a peer that is writing sees the
+    /// answer before the reset, which some take for all there is (curl 7.88 does). What nobody has read then goes back
+    /// to the window of the connection.
+    async fn linger(mut self) {
+        let deadline = Instant::now() + LINGER_TIME;
+        let mut left = LINGER_SIZE_MAX;
+        while !self.ended {
+            let next = poll_fn(|context| self.stream.poll_data(context));
+            let Ok(Some(Ok(piece))) = tokio::time::timeout_at(deadline.into(), next).await else {
+                return;
+            };
+            self.release(piece.len());
+            match left.checked_sub(piece.len()) {
+                Some(less) => left = less,
+                None => return,
+            }
+        }
+    }
+
     /// Takes a slab for `size` bytes, and keeps what comes meanwhile.
     async fn acquire(&mut self, size: usize) -> Result<Slab, Unserved> {
         let core = self.core.clone();
@@ -269,8 +291,8 @@ fn fault(error: &h2::Error) -> Unserved {
     Unserved::Gone
 }
 
-/// Writes the one answer, as fast as the peer's window allows. Where the body has not ended, the library resets the
-/// stream behind it, without an error (RFC 9113 §8.1).
+/// Writes the one answer, as fast as the peer's window allows. Where the body does not end while [`Body::linger`] waits
+/// for it, the library then resets the stream, without an error (RFC 9113 §8.1).
 async fn answer(core: &Core, mut respond: SendResponse<Bytes>, mut replies: Replies) {
     let (head, mut content) = response(replies.take());
     let Ok(mut stream) = respond.send_response(head, content.is_empty()) else {
