@@ -496,6 +496,21 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_paid_for_where_a_listener_speaks_it() {
+        let parse = |text: &str| Config::parse(text, "t".as_ref(), "".as_ref()).unwrap();
+        let size = |text: &str| Budget::new(&parse(text)).core_size();
+        let listener = "[[listener]]\naddress = \"[::1]:0\"\n";
+        let tls = "tls = { certificate = \"c\", key = \"k\" }\n";
+        assert_eq!(size(listener), Budget::new(&Config::default()).core_size());
+        let more = size(&format!("{listener}{tls}[limits]\nconnections = 10\n"))
+            - size("[limits]\nconnections = 10\n");
+        assert_eq!(
+            more,
+            (10 * TLS_CONNECTION_STATE_SIZE + TLS_OPEN_SIZE) as u64
+        );
+    }
+
+    #[test]
     fn kusto_holds_what_is_on_its_way_whatever_the_cores() {
         let kusto = "[destination]\ntype = \"kusto\"\ningest_uri = \"https://ingest-c.westeurope.kusto.windows.net\"\n\
                      identity = { azure_cli = {} }\n";
