@@ -21,7 +21,7 @@ use std::future::poll_fn;
 use std::net::Shutdown;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -78,17 +78,19 @@ impl Http2 {
         self.open_count.get() < self.connections_max
     }
 
-    /// Writes the head of a request in HTTP/1.1's form, judges it, and gives both to `decide`.
+    /// Writes the head of a request in HTTP/1.1's form, judges it, and gives both to `decide`. What was written is
+    /// returned too: the fields themselves lie in buffers that the library reads many frames into.
     fn judge<T>(
         &self,
         parts: &http::request::Parts,
         has_body: bool,
         decide: impl FnOnce(&[u8], &Head) -> Result<T, Reject>,
-    ) -> Result<(Head, T), Reject> {
+    ) -> Result<(Head, Box<[u8]>, T), Reject> {
         let mut bytes = self.head.borrow_mut();
         let head = crate::http::h2::head(parts, has_body, &mut bytes)?;
-        let decided = decide(&bytes[..head.size], &head)?;
-        Ok((head, decided))
+        let text = &bytes[..head.size];
+        let decided = decide(text, &head)?;
+        Ok((head, text.into(), decided))
     }
 }
 
@@ -191,21 +193,26 @@ struct Live {
     ended: Bell,
 }
 
+impl Live {
+    /// Whether one more stream can be served.
+    fn has_room(&self) -> bool {
+        self.stream_count.get() < self.core.config.http2.streams
+    }
+}
+
 /// One stream's place among those of its connection, until it is dropped.
 struct StreamPlace {
     live: Rc<Live>,
 }
 
 impl StreamPlace {
-    fn take(live: &Rc<Live>) -> Option<StreamPlace> {
-        if live.stream_count.get() >= live.core.config.http2.streams {
-            return None;
-        }
+    fn take(live: &Rc<Live>) -> StreamPlace {
+        assert!(live.has_room(), "a stream without a place");
         live.stream_count.set(live.stream_count.get() + 1);
         live.core
             .metrics
             .update(|update| update.add(Count::Http2StreamsOpen, 1));
-        Some(StreamPlace { live: live.clone() })
+        StreamPlace { live: live.clone() }
     }
 }
 
@@ -377,7 +384,15 @@ impl Watch {
     {
         let live = &self.live;
         loop {
-            let (request, mut respond) = match connection.poll_accept(context) {
+            if !live.has_room() {
+                // Those that the peer has reset still end here, and no other stream begins before.
+                if connection.poll_closed(context).is_ready() {
+                    return Poll::Ready(());
+                }
+                ready!(live.ended.poll_rung(context));
+                continue;
+            }
+            let (request, respond) = match connection.poll_accept(context) {
                 Poll::Ready(Some(Ok(accepted))) => accepted,
                 Poll::Ready(Some(Err(error))) => {
                     tracing::debug!(%error, "an HTTP/2 connection ended");
@@ -387,13 +402,8 @@ impl Watch {
                 Poll::Pending => return Poll::Pending,
             };
             self.idle = None;
-            match StreamPlace::take(live) {
-                Some(place) => {
-                    tokio_uring::spawn(stream::serve(place, request, respond));
-                }
-                // Streams that the peer has reset still end here: it has to wait for them.
-                None => respond.send_reset(Reason::REFUSED_STREAM),
-            }
+            let place = StreamPlace::take(live);
+            tokio_uring::spawn(stream::serve(place, request, respond));
             live.request_count.set(live.request_count.get() + 1);
             if live.request_count.get() == live.core.config.limits.requests_per_connection {
                 self.leaving = Some(live.core.connections.deadlines.write());
