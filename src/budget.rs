@@ -511,6 +511,29 @@ mod tests {
     }
 
     #[test]
+    fn http2_is_in_the_sum_where_a_listener_speaks_it() {
+        let mut config = Config::default();
+        let before = Budget::new(&config).core_size();
+        config.http2.connections = 3;
+        config.http2.streams = 10;
+        config.http2.window = 64 * KIB;
+        assert_eq!(Budget::new(&config).core_size(), before);
+        config.listeners[0].http2 = true;
+        let streams = 3 * 10 * HTTP2_STREAM_STATE_SIZE;
+        let connections = 3 * (HTTP2_CONNECTION_STATE_SIZE + 10 * 64 * KIB);
+        assert_eq!(
+            Budget::new(&config).core_size() - before,
+            (streams + connections + HEAD_SIZE_MAX) as u64
+        );
+        // A connection has the window that RFC 9113 gives it, however little is configured.
+        config.http2.streams = 1;
+        config.http2.window = 16 * KIB;
+        let terms = Budget::new(&config).terms;
+        let windows = terms.iter().find(|term| term.name == "HTTP/2 windows");
+        assert_eq!(windows.unwrap().unit_size, 65_535);
+    }
+
+    #[test]
     fn kusto_holds_what_is_on_its_way_whatever_the_cores() {
         let kusto = "[destination]\ntype = \"kusto\"\ningest_uri = \"https://ingest-c.westeurope.kusto.windows.net\"\n\
                      identity = { azure_cli = {} }\n";

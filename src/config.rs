@@ -658,6 +658,12 @@ impl Config {
                     .into(),
             );
         }
+        if self.http2_streams_max() == 0 && self.http2 != Self::default().http2 {
+            warnings.push(
+                "[http2] is for listeners with http2 = true, and there is none; set it where HTTP/2 is wanted"
+                    .into(),
+            );
+        }
         let is_kusto = matches!(self.destination, Destination::Kusto(_));
         let is_plain = |table: &Table| table.mapping.is_none() && table.dedup == Dedup::Off;
         if !is_kusto && !self.tables.iter().all(is_plain) {

@@ -186,8 +186,9 @@ pub const HTTP2_CONNECTION_AGE_MAX: Duration = Duration::from_secs(60 * 60);
 pub const HTTP2_CONNECTION_STATE_SIZE: usize =
     HTTP2_DATA_FRAME_BUDGET + 128 * KIB + 3 * TLS_RECORD_SIZE_MAX;
 
-/// What one stream holds beside its window and its slab: its task, its fields, its answer.
-pub const HTTP2_STREAM_STATE_SIZE: usize = HTTP2_HEADER_LIST_SIZE_MAX + 8 * KIB;
+/// What one stream holds beside its window and its slab: its task, its head, its answer. `tests/allocation.rs` holds it
+/// against what streams with large heads allocate.
+pub const HTTP2_STREAM_STATE_SIZE: usize = HEAD_SIZE_MAX + 8 * KIB;
 
 // --- TLS --------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 struct Waiter {
@@ -156,14 +156,16 @@ impl Bell {
 
     /// Completes once it was rung since the last time. Only one task may wait.
     pub async fn rung(&self) {
-        poll_fn(|context| {
-            if self.rung.take() {
-                return Poll::Ready(());
-            }
-            self.waker.set(Some(context.waker().clone()));
-            Poll::Pending
-        })
-        .await;
+        poll_fn(|context| self.poll_rung(context)).await;
+    }
+
+    /// The same, for a task that waits for other things too.
+    pub fn poll_rung(&self, context: &mut Context<'_>) -> Poll<()> {
+        if self.rung.take() {
+            return Poll::Ready(());
+        }
+        self.waker.set(Some(context.waker().clone()));
+        Poll::Pending
     }
 }
 

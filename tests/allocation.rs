@@ -6,10 +6,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering};
 
+use support::http2::{CANCEL, DATA, END_STREAM, PING, RST_STREAM, Raw, frame, post_headers};
 use support::tls::{Authority, Tunnel};
 use support::{Client, chunked_request, request};
 use weir::config::Config;
-use weir::limits::{CONNECTION_STATE_SIZE, DEFLATE_STATE_SIZE, TLS_CONNECTION_STATE_SIZE};
+use weir::limits::{
+    CONNECTION_STATE_SIZE, DEFLATE_STATE_SIZE, HTTP2_CONNECTION_STATE_SIZE,
+    HTTP2_STREAM_STATE_SIZE, TLS_CONNECTION_STATE_SIZE,
+};
 use weir::node::Node;
 
 /// Counts what one thread allocates.
@@ -107,6 +111,85 @@ fn memory_is_what_the_plan_says_and_does_not_move() {
     a_deflate_state_is_as_large_as_planned();
     ten_thousand_requests_of_each_kind_allocate_nothing_on_the_reactor();
     requests_over_tls_keep_nothing_that_they_allocate();
+    streams_hold_no_more_than_their_windows_and_what_is_planned_beside();
+}
+
+const STREAMS: u32 = 100;
+const WINDOW: usize = 32 * 1024;
+
+/// As many streams as there may be, with heads as large as they may be and windows that are full, and no slab for them.
+fn streams_hold_no_more_than_their_windows_and_what_is_planned_beside() {
+    let text = "[[listener]]\naddress = \"127.0.0.1:0\"\nhttp2 = true\n[admin]\naddress = \"127.0.0.1:0\"\n\
+                [destination]\ntype = \"null\"\n[limits]\nwait = \"60s\"\n[slabs]\nclasses = [\n\
+                { size = \"16KiB\", count = 1 }, { size = \"256KiB\", count = 1 }]\n\
+                [[route]]\npath = \"/*\"\nack = \"memory\"\n";
+    let config = Config::parse(text, "test.toml".as_ref(), "".as_ref()).unwrap();
+    let node = Node::start(config, false).unwrap();
+    let address = node.listeners()[0];
+    let held = || HELD_BYTES.load(Ordering::Relaxed);
+    WATCHED.store(thread_named("weir-core-0"), Ordering::Relaxed);
+    let serve = |raw: &mut Raw, stream: u32| {
+        raw.send(&post_headers(stream, "/x", &[]));
+        raw.send(&frame(DATA, END_STREAM, stream, b"{}"));
+        assert_eq!(raw.answer(stream).0, "{\"accepted\":1}\n");
+    };
+    // What the first connection leaves is not of the next; it stays, so that nothing of it is given back meanwhile.
+    let mut first = Raw::open(address);
+    serve(&mut first, 1);
+    let before = held();
+    let mut raw = Raw::open(address);
+    serve(&mut raw, 1);
+    let idle = held() - before;
+    let planned = HTTP2_CONNECTION_STATE_SIZE as i64;
+    assert!(
+        (planned / 20..=planned).contains(&idle),
+        "a connection holds {idle} bytes"
+    );
+
+    let field = "v".repeat(3_500);
+    let names = ["a", "b", "c", "d"];
+    let mut fields = names.map(|name| (name, field.as_str())).to_vec();
+    fields.push(("content-length", "200000"));
+    // In small frames of all streams in turn: those that wait do not keep what the library read for all of them.
+    let piece = vec![b' '; 256];
+    let streams = || (0..STREAMS).map(|index| 3 + 2 * index);
+    for stream in streams() {
+        raw.send(&post_headers(stream, "/x", &fields));
+    }
+    for _ in 0..WINDOW / piece.len() {
+        for stream in streams() {
+            raw.send(&frame(DATA, 0, stream, &piece));
+        }
+    }
+    raw.send(&frame(PING, 0, 0, b"received"));
+    raw.until(|frame| frame.kind == PING);
+    let streams_hold = held() - before - idle;
+    let windows = (STREAMS as usize * WINDOW) as i64;
+    let planned = windows + STREAMS as i64 * HTTP2_STREAM_STATE_SIZE as i64;
+    println!("a connection holds {idle} bytes, {STREAMS} streams {streams_hold}");
+    // One has the slab, and the window of it again.
+    assert!(
+        (windows..=planned).contains(&streams_hold),
+        "{STREAMS} streams hold {streams_hold} bytes of {planned}"
+    );
+    for stream in streams() {
+        raw.send(&frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes()));
+    }
+    let mut stream = 2 * STREAMS + 3;
+    let mut serve_many = |raw: &mut Raw| {
+        for _ in 0..TLS_REQUESTS {
+            serve(raw, stream);
+            stream += 2;
+        }
+    };
+    serve_many(&mut raw);
+    let before = held();
+    serve_many(&mut raw);
+    let kept = held() - before;
+    assert!(kept.abs() < KEPT_BYTES_MAX, "{kept} bytes are kept");
+    WATCHED.store(0, Ordering::Relaxed);
+    drop((first, raw));
+    node.drain().unwrap();
 }
 
 /// Kept per request, this would be seen: 8 bytes of each.

@@ -40,6 +40,11 @@ fn connection() {
 }
 
 #[test]
+fn http2() {
+    replay("http2", bodies::http2);
+}
+
+#[test]
 fn proxy() {
     replay("proxy", bodies::proxy);
 }

@@ -7,6 +7,7 @@ mod authorization;
 mod config;
 mod connection;
 mod http1;
+mod http2;
 pub mod naive;
 mod proxy;
 mod reference;
@@ -32,6 +33,11 @@ pub fn segment(bytes: &[u8]) {
 /// A connection of a running node, against a strict reading of the same bytes.
 pub fn connection(bytes: &[u8]) {
     connection::check(bytes);
+}
+
+/// `http::frames`, `http::h2`, and connections of a running node, against a model of the frames that were sent.
+pub fn http2(bytes: &[u8]) {
+    http2::check(bytes);
 }
 
 /// `http::proxy`, cut anywhere, against a naive reader.

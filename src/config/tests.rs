@@ -48,6 +48,7 @@ fn every_key_changes_what_it_names() {
         principals = ["c", "a"]
         allow = ["::1", "10.0.0.0/8"]
         proxies = ["192.168.0.0/16"]
+        http2 = true
         [admin]
         address = "0.0.0.0:1"
         [destination]
@@ -92,8 +93,8 @@ fn every_key_changes_what_it_names() {
         write = "5s"
         idle = "6s"
         [http2]
-        connections = 2
-        streams = 3
+        connections = 7
+        streams = 9
         window = "64KiB"
         [memory]
         limit = "1GiB"
@@ -137,8 +138,8 @@ fn every_key_changes_what_it_names() {
         principals,
         allow: networks(allow),
         proxies: networks(proxies),
+        http2: !proxies.is_empty(),
         tls: None,
-        http2: false,
     };
     let rate = |requests, bytes, seconds| {
         Some(Rate {
@@ -273,9 +274,9 @@ fn every_key_changes_what_it_names() {
             idle: Duration::from_secs(6),
         },
         http2: Http2 {
-            connections: 2,
-            streams: 3,
-            window: 65_536,
+            connections: 7,
+            streams: 9,
+            window: 64 * KIB,
         },
         memory: Memory {
             limit: Some(1 << 30),
@@ -498,6 +499,10 @@ fn values_out_of_bounds_are_refused() {
         ),
         ("limits.connections = 0", "1:22: ", "use 1 to"),
         ("limits.connections = -1", "1:22: ", "-1 is out of bounds"),
+        ("http2.connections = 0", "1:21: ", "use 1 to 65536"),
+        ("http2.streams = 1001", "1:17: ", "use 1 to 1000"),
+        ("http2.window = \"15KiB\"", "1:16: ", "use 16KiB or more"),
+        ("http2.window = \"3MiB\"", "1:16: ", "use 2MiB or less"),
         ("limits.record = 0", "1:17: limits.record: ", "too small"),
         ("memory.limit = -1", "1:16: memory.limit: ", "positive"),
         ("memory.limit = \"1023KiB\"", "1:16: ", "use 1MiB or more"),
@@ -785,6 +790,12 @@ fn more_tables_than_the_pool_serves_is_a_warning() {
     let warnings = tables(4);
     assert_eq!(warnings.len(), 1);
     assert!(warnings[0].ends_with("upload.buffer_count to 5 or more"));
+    let http2 = |listener: &str| {
+        let text = format!("[[listener]]\n{listener}\n[http2]\nstreams = 10\n");
+        parse(&text).unwrap().warnings()
+    };
+    assert!(http2("")[0].contains("http2 = true"));
+    assert!(http2("http2 = true").is_empty());
 }
 
 // --- Kusto ----------------------------------------------------------------------------------------

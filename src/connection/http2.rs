@@ -21,7 +21,7 @@ use std::future::poll_fn;
 use std::net::{IpAddr, Shutdown};
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -78,17 +78,19 @@ impl Http2 {
         self.open_count.get() < self.connections_max
     }
 
-    /// Writes the head of a request in HTTP/1.1's form, judges it, and gives both to `decide`.
+    /// Writes the head of a request in HTTP/1.1's form, judges it, and gives both to `decide`. What was written is
+    /// returned too: the fields themselves lie in buffers that the library reads many frames into.
     fn judge<T>(
         &self,
         parts: &http::request::Parts,
         has_body: bool,
         decide: impl FnOnce(&[u8], &Head) -> Result<T, Reject>,
-    ) -> Result<(Head, T), Reject> {
+    ) -> Result<(Head, Box<[u8]>, T), Reject> {
         let mut bytes = self.head.borrow_mut();
         let head = crate::http::h2::head(parts, has_body, &mut bytes)?;
-        let decided = decide(&bytes[..head.size], &head)?;
-        Ok((head, decided))
+        let text = &bytes[..head.size];
+        let decided = decide(text, &head)?;
+        Ok((head, text.into(), decided))
     }
 }
 
@@ -137,12 +139,11 @@ impl Http1Connection {
     pub(super) async fn serve_http2(&mut self, received: Option<Inbox>) {
         let (core, stream, place) = (self.core.clone(), self.stream.clone(), &self.place);
         let transport = std::mem::replace(&mut self.transport, Transport::Plain);
-        let shown = std::mem::take(&mut self.shown);
         let shared = Rc::new(Shared {
             core: core.clone(),
             listener_index: place.listener_index,
             address: place.peer,
-            shown,
+            shown: std::mem::take(&mut self.shown),
             stream_count: Cell::new(0),
             request_count: Cell::new(0),
             ended: Bell::default(),
@@ -205,6 +206,11 @@ impl Shared {
             shown: &self.shown,
         }
     }
+
+    /// Whether one more stream can be served.
+    fn has_room(&self) -> bool {
+        self.stream_count.get() < self.core.live().config.http2.streams
+    }
 }
 
 /// One stream's place among those of its connection, until it is dropped.
@@ -213,18 +219,16 @@ struct StreamPlace {
 }
 
 impl StreamPlace {
-    fn take(shared: &Rc<Shared>) -> Option<StreamPlace> {
-        if shared.stream_count.get() >= shared.core.live().config.http2.streams {
-            return None;
-        }
+    fn take(shared: &Rc<Shared>) -> StreamPlace {
+        assert!(shared.has_room(), "a stream without a place");
         shared.stream_count.set(shared.stream_count.get() + 1);
         shared
             .core
             .metrics
             .update(|update| update.add(Count::Http2StreamsOpen, 1));
-        Some(StreamPlace {
+        StreamPlace {
             shared: shared.clone(),
-        })
+        }
     }
 }
 
@@ -390,7 +394,15 @@ impl Watch {
     {
         let shared = &self.shared;
         loop {
-            let (request, mut respond) = match connection.poll_accept(context) {
+            if !shared.has_room() {
+                // Those that the peer has reset still end here, and no other stream begins before.
+                if connection.poll_closed(context).is_ready() {
+                    return Poll::Ready(());
+                }
+                ready!(shared.ended.poll_rung(context));
+                continue;
+            }
+            let (request, respond) = match connection.poll_accept(context) {
                 Poll::Ready(Some(Ok(accepted))) => accepted,
                 Poll::Ready(Some(Err(error))) => {
                     tracing::debug!(%error, "an HTTP/2 connection ended");
@@ -400,13 +412,8 @@ impl Watch {
                 Poll::Pending => return Poll::Pending,
             };
             self.idle = None;
-            match StreamPlace::take(shared) {
-                Some(place) => {
-                    tokio_uring::spawn(stream::serve(place, request, respond));
-                }
-                // Streams that the peer has reset still end here: it has to wait for them.
-                None => respond.send_reset(Reason::REFUSED_STREAM),
-            }
+            let place = StreamPlace::take(shared);
+            tokio_uring::spawn(stream::serve(place, request, respond));
             shared.request_count.set(shared.request_count.get() + 1);
             if shared.request_count.get()
                 == shared.core.live().config.limits.requests_per_connection

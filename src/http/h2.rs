@@ -48,23 +48,9 @@ impl Text<'_> {
 }
 
 /// Writes the head of a request to the front of `bytes`, and judges it.
-pub fn head(request: &request::Parts, has_body: bool, bytes: &mut [u8]) -> Result<Head, Reject> {
-    let size = write_head(request, has_body, bytes)?;
-    match h1::parse(&bytes[..size])? {
-        Some(head) if head.size == size => Ok(head),
-        // A field cannot hold a line's end, so this is not reached; if it were, the head is in doubt.
-        _ => Err(Reject::Head("a head that ends before its end")),
-    }
-}
-
-/// Writes the head of a request to the front of `bytes`; its size.
 ///
 /// A body whose size is not told stands there as a chunked one: what follows from that is the same.
-pub fn write_head(
-    request: &request::Parts,
-    has_body: bool,
-    bytes: &mut [u8],
-) -> Result<usize, Reject> {
+pub fn head(request: &request::Parts, has_body: bool, bytes: &mut [u8]) -> Result<Head, Reject> {
     let mut text = Text { bytes, size: 0 };
     let authority = request.uri.authority().map(|authority| authority.as_str());
     let target = request.uri.path_and_query().map(|target| target.as_str());
@@ -88,7 +74,12 @@ pub fn write_head(
         text.push_field("transfer-encoding", b"chunked")?;
     }
     text.push(b"\r\n")?;
-    Ok(text.size)
+    let size = text.size;
+    match h1::parse(&bytes[..size])? {
+        Some(head) if head.size == size => Ok(head),
+        // A field cannot hold a line's end, so this is not reached; if it were, the head is in doubt.
+        _ => Err(Reject::Head("a head that ends before its end")),
+    }
 }
 
 /// Looks at the trailer section, which is then dropped: as for HTTP/1.1 ([`super::chunked`]).

@@ -30,7 +30,7 @@ use super::{Shared, StreamPlace, count_passed};
 use crate::deadline::Pace;
 use crate::error::{Refusal, Reject};
 use crate::http::h1::{Expectation, Framing, Head};
-use crate::http::h2::{response, trailers, write_head};
+use crate::http::h2::{response, trailers};
 use crate::http::reply::{Persistence, Replies};
 use crate::limits::{LINGER_SIZE_MAX, LINGER_TIME};
 use crate::reactor::Core;
@@ -46,45 +46,35 @@ pub(super) async fn serve(
     let core = &shared.core;
     let (parts, stream) = request.into_parts();
     let mut body = Body::new(core.clone(), stream);
-    let stored = receive_and_store(shared, &parts, &mut body, &mut respond).await;
-    body.early = Vec::new();
+    let stored = receive_and_store(shared, parts, &mut body, &mut respond).await;
     let mut replies = Replies::new();
-    let kept = match stored {
-        Ok(promise) => exchange::settle(core, &promise)
-            .await
-            .map(|()| promise)
-            .map_err(|refusal| (refusal, true)),
-        Err(Unserved::Refused(refusal)) => Err((refusal, false)),
+    match stored {
+        Ok(promise) => match exchange::settle(core, &promise).await {
+            Ok(()) => {
+                let status = core.live().config.response.status.code();
+                let (ack, record_count) = (promise.ticket.ack, promise.record_count);
+                let date = core.clock.date();
+                replies.accepted(status, ack, record_count, &date, Persistence::KeepAlive);
+            }
+            Err(refusal) => replies.refused(refusal, &core.clock.date(), Persistence::KeepAlive),
+        },
+        Err(Unserved::Refused(refusal)) => {
+            core.count_refused(refusal);
+            replies.refused(refusal, &core.clock.date(), Persistence::KeepAlive);
+        }
         Err(Unserved::Rejected(reject)) => {
             core.count_reject(&reject);
             replies.rejected(&reject, &core.clock.date(), Persistence::KeepAlive);
-            answer(core, respond, replies).await;
-            return body.linger().await;
         }
         Err(Unserved::Gone | Unserved::End) => return core.count_aborted(),
-    };
-    let date = core.clock.date();
-    match kept {
-        Ok(promise) => {
-            let status = core.live().config.response.status.code();
-            let (ack, record_count) = (promise.ticket.ack, promise.record_count);
-            replies.accepted(status, ack, record_count, &date, Persistence::KeepAlive);
-        }
-        Err((refusal, is_counted)) => {
-            if !is_counted {
-                core.count_refused(refusal);
-            }
-            replies.refused(refusal, &date, Persistence::KeepAlive);
-        }
     }
-    answer(core, respond, replies).await;
-    body.linger().await;
+    tokio::join!(answer(core, respond, replies), body.linger());
 }
 
 /// Receives the request and encodes it; what its answer waits for.
 async fn receive_and_store(
     shared: &Shared,
-    parts: &request::Parts,
+    parts: request::Parts,
     body: &mut Body,
     respond: &mut SendResponse<Bytes>,
 ) -> Result<Promise, Unserved> {
@@ -92,9 +82,10 @@ async fn receive_and_store(
     // To its end the request goes by what it began with, whatever a reload does meanwhile.
     let live = core.live();
     let has_body = !body.stream.is_end_stream();
-    let (head, (route, admitted)) = core.http2.judge(parts, has_body, |bytes, head| {
-        exchange::admit(&live, &shared.peer(), bytes, head, core.slabs.size_max())
+    let (head, text, (route, admitted)) = core.http2.judge(&parts, has_body, |text, head| {
+        exchange::admit(&live, &shared.peer(), text, head, core.slabs.size_max())
     })?;
+    drop(parts);
     if head.expectation == Expectation::Continue && has_body {
         // RFC 9110 §10.1.1: the decision to read the body has been made.
         let mut interim = Response::new(());
@@ -103,7 +94,7 @@ async fn receive_and_store(
             .send_informational(interim)
             .map_err(|_| Unserved::Gone)?;
     }
-    let (mut slab, size) = body.receive(parts, has_body, &head).await?;
+    let (mut slab, size) = body.receive(&head, text).await?;
     exchange::store(
         core,
         &live,
@@ -137,12 +128,7 @@ impl Body {
     }
 
     /// Receives all of it behind the head; the slab, and the end of the request in it.
-    async fn receive(
-        &mut self,
-        parts: &request::Parts,
-        has_body: bool,
-        head: &Head,
-    ) -> Result<(Slab, usize), Unserved> {
+    async fn receive(&mut self, head: &Head, text: Box<[u8]>) -> Result<(Slab, usize), Unserved> {
         if let Some(piece) = self.next().await? {
             self.keep(&piece);
         }
@@ -152,8 +138,9 @@ impl Body {
             Framing::Chunked => head.size + self.early.len(),
         };
         let mut slab = self.acquire(size).await?;
-        let mut received = write_head(parts, has_body, slab.bytes())?;
-        assert_eq!(received, head.size, "a head is written as it was judged");
+        let mut received = text.len();
+        slab.bytes()[..received].copy_from_slice(&text);
+        drop(text);
         loop {
             let end = received + self.early.len();
             if end > slab.size() {
@@ -255,7 +242,7 @@ impl Body {
         let _ = self.stream.flow_control().release_capacity(size);
     }
 
-    /// Drops what still comes after an answer that did not wait for it, for a while: a peer that is writing sees the
+    /// Drops what still comes although the answer does not wait for it, for a while: a peer that is writing sees the
     /// answer before the reset, which some take for all there is (curl 7.88 does). What nobody has read then goes back
     /// to the window of the connection.
     async fn linger(mut self) {
