@@ -545,7 +545,7 @@ impl Default for Config {
             http2: Http2 {
                 connections: 8,
                 streams: 100,
-                window: 32 * KIB,
+                window: 64 * KIB,
             },
             memory: Memory { limit: None },
             principals: Vec::new(),

@@ -974,7 +974,7 @@ fn a_slow_sender_keeps_no_slab_that_somebody_waits_for() {
         for client in &mut slow {
             client.send(wire.as_bytes());
         }
-        weir.wait_for_metric("weir_slabs{class=\"16KiB\",state=\"free\"} 0");
+        weir.wait_for_metric("weir_slabs{size=\"16384\",state=\"in_kernel\"} 2");
         assert_eq!(weir.connect().post("/x", GOOD).status, 201);
         // As many are cut as had to wait.
         assert_eq!(weir.metric("weir_deadlines_passed_total"), 1);

@@ -137,7 +137,7 @@ fn a_listener_speaks_both_versions_and_one_without_http2_only_the_first() {
 
 /// All small slabs and all large ones are fewer than the streams that want them.
 const FEW_SLABS: &str = "[slabs]\nclasses = [{ size = \"16KiB\", count = 1 }, { size = \"256KiB\", count = 1 }]\n\
-                         [limits]\nwait = \"60s\"\n";
+                         [limits]\nwait = \"60s\"\n[deadlines]\ncontended = \"1h\"\n";
 
 #[test]
 fn streams_that_wait_for_a_slab_do_not_keep_the_one_that_has_it_from_receiving() {
@@ -145,8 +145,8 @@ fn streams_that_wait_for_a_slab_do_not_keep_the_one_that_has_it_from_receiving()
     let mut raw = Raw::open(weir.address);
     let body = event(0, 200_000);
     let length = body.len().to_string();
-    let (first, rest) = body.as_bytes().split_at(20_000);
-    let window = 32 * 1024;
+    let (first, rest) = body.as_bytes().split_at(40_000);
+    let window = 64 * 1024;
     // Takes the only slab of its size, as its capacity that comes back shows.
     raw.send(&post_headers(1, "/x", &[("content-length", &length)]));
     raw.send_body_part(1, first);
@@ -171,7 +171,7 @@ fn without_a_slab_in_time_a_stream_is_told_so_and_the_connection_goes_on() {
     let mut raw = Raw::open(weir.address);
     let length = ("content-length", "150000");
     raw.send(&post_headers(1, "/x", &[length]));
-    raw.send_body_part(1, &[b' '; 20_000]);
+    raw.send_body_part(1, &[b' '; 40_000]);
     raw.until(|frame| frame.kind == WINDOW_UPDATE && frame.stream == 1);
     raw.send(&post_headers(3, "/x", &[length]));
     raw.send_body_part(3, &[b' '; 20_000]);
@@ -197,6 +197,23 @@ fn without_a_slab_in_time_a_stream_is_told_so_and_the_connection_goes_on() {
         assert_eq!(answer.code(), "body_too_large");
     });
     assert_eq!(weir.outcomes(), [2, 1, 1, 1]);
+}
+
+#[test]
+fn a_slow_stream_keeps_no_slab_that_somebody_waits_for() {
+    let weir = start(&FEW_SLABS.replace("1h", "250ms"));
+    let mut raw = Raw::open(weir.address);
+    raw.send(&post_headers(1, "/x", &[("content-length", "150000")]));
+    raw.send_body_part(1, &[b' '; 40_000]);
+    raw.until(|frame| frame.kind == WINDOW_UPDATE && frame.stream == 1);
+    let body = event(3, 200_000);
+    let length = body.len().to_string();
+    raw.send(&post_headers(3, "/x", &[("content-length", &length)]));
+    raw.send_body_part(3, &body.as_bytes()[..40_000]);
+    assert!(raw.answer(1).0.contains("\"request_timeout\""));
+    raw.send_body(3, &body.as_bytes()[40_000..], 16 * 1024);
+    assert_eq!(raw.answer(3).0, "{\"accepted\":1}\n");
+    assert_eq!(weir.outcomes(), [1, 1, 0, 0]);
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn every_key_changes_what_it_names() {
         [http2]
         connections = 7
         streams = 9
-        window = "64KiB"
+        window = "128KiB"
         [memory]
         limit = "1GiB"
         [[principal]]
@@ -276,7 +276,7 @@ fn every_key_changes_what_it_names() {
         http2: Http2 {
             connections: 7,
             streams: 9,
-            window: 64 * KIB,
+            window: 128 * KIB,
         },
         memory: Memory {
             limit: Some(1 << 30),
