@@ -275,15 +275,19 @@ fn answers(
         }
     }
     for (stream, content) in contents {
-        let accepted = std::str::from_utf8(&content)
-            .ok()
-            .and_then(|content| content.strip_prefix("{\"accepted\":"))
-            .and_then(|content| content.strip_suffix("}\n"))
+        let text = std::str::from_utf8(&content).unwrap_or("");
+        let accepted = text
+            .strip_prefix("{\"accepted\":")
+            .and_then(|text| text.strip_suffix("}\n"))
             .map(|count| count.parse::<usize>().expect("a count"));
-        let Some(count) = accepted else { continue };
+        let is_refused = text.starts_with("{\"code\":\"json_") || text.contains("\"empty_body\"");
+        if accepted.is_none() && !is_refused {
+            continue;
+        }
         let sent = &streams[&stream];
         assert!(sent.ended, "{stream} had not ended: {}", context());
-        let records = naive::records(&sent.body).map(|records| records.len());
-        assert_eq!(records, Ok(count), "{stream}: {}", context());
+        let records = naive::records(&sent.body);
+        let records = records.ok().map(|records| records.len());
+        assert_eq!(accepted, records, "{stream}: {}", context());
     }
 }

@@ -1,7 +1,7 @@
 //! An HTTP/2 connection: accept its streams, watch its peer, end it well.
 //!
 //! Before it: [`super`] has seen the client's preface, or the TLS handshake has agreed on `h2`.
-//! After it: each stream is a task of its own ([`stream`]), which the connection waits for at its end.
+//! After it: each stream is a task of its own (`stream.rs`), which the connection waits for at its end.
 //! Thread: one reactor; one task per connection, one per stream. Allocates: per connection, per stream and per frame,
 //! within what the plan says (`limits.rs`, `HTTP2_*`).
 //! Invariant: what is advertised can be stored: the window of the connection is that of all its streams together, and
