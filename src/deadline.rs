@@ -127,6 +127,11 @@ impl Deadlines {
         self.now.get()
     }
 
+    /// A moment that is now or a little later, without a look at the clock.
+    pub fn soon(&self) -> Instant {
+        self.started_at + Duration::from_millis(self.now.get()) + 2 * self.period.get()
+    }
+
     /// Whether the time is over, for who looks for himself.
     pub fn has_passed(&self, pace: &Pace) -> bool {
         pace.at <= self.now.get()

@@ -116,9 +116,10 @@ impl Core {
         self.live.replace(Rc::new(Live::new(settings)));
     }
 
-    /// Until when a request that begins to wait now may wait.
+    /// Until when a request that begins to wait now may wait: `limits.wait`, and up to two periods of a sweep more, for
+    /// most requests have not to wait at all and shall not look at the clock for it.
     pub fn wait_deadline(&self) -> Instant {
-        Instant::now() + self.live().config.limits.wait
+        self.connections.deadlines.soon() + self.live().config.limits.wait
     }
 
     pub fn count_received(&self, size: usize) {
