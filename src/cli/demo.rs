@@ -42,6 +42,8 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), Fatal> {
         false => None,
     };
     config.listeners[0].tls = certificate.as_ref().map(Certificate::listener);
+    // Over TLS the client says which it wants.
+    config.listeners[0].http2 = args.tls;
     let node = Node::start(config, false)?;
     let mut signals = Signals::catch(&node)?;
     run::announce(&node);
