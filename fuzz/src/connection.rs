@@ -7,41 +7,18 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::{OnceLock, mpsc};
-use std::thread;
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use weir::config::Config;
-use weir::node::Node;
-
-use super::{http1, naive, reference};
+use super::{http1, naive, node, reference};
 
 /// The largest request that the node takes.
 const SLAB_SIZE_MAX: usize = 64 * 1024;
 
-/// One node for all inputs. It takes no deadline for one that a busy machine could miss, and promises nothing that
-/// would need a disk, or a sync for every input.
+/// One node for all inputs.
 fn address() -> SocketAddr {
     static ADDRESS: OnceLock<SocketAddr> = OnceLock::new();
-    *ADDRESS.get_or_init(|| {
-        let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n\
-                    [destination]\ntype = \"null\"\n\
-                    [slabs]\nregistered = \"never\"\n\
-                    classes = [{ size = \"16KiB\", count = 4 }, { size = \"64KiB\", count = 4 }]\n\
-                    [[route]]\npath = \"/*\"\nack = \"memory\"\n";
-        let config = Config::parse(text, "fuzz.toml".as_ref(), ".".as_ref())
-            .unwrap_or_else(|errors| panic!("{errors}"));
-        let (sender, receiver) = mpsc::channel();
-        // The thread has the node until the process ends: a leaked one would be found by the fuzzer's sanitizer.
-        thread::spawn(move || {
-            let node = Node::start(config, false).unwrap_or_else(|fatal| panic!("{fatal}"));
-            let _ = sender.send(node.listeners()[0]);
-            loop {
-                thread::park();
-            }
-        });
-        receiver.recv().expect("a node that has started")
-    })
+    *ADDRESS.get_or_init(|| node::start("", ""))
 }
 
 /// Sends `stream` in pieces and ends it; everything that came back.

@@ -7,21 +7,18 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::{OnceLock, mpsc};
-use std::thread;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Request};
-use weir::config::Config;
 use weir::http::frames::{
     DATA, END_HEADERS, END_STREAM, Frame, FrameMeter, GOAWAY, HEADERS, PREFACE, RST_STREAM,
     SETTINGS, Scanner,
 };
 use weir::http::{h1, h2};
 use weir::limits::HEAD_SIZE_MAX;
-use weir::node::Node;
 
-use super::{http1, naive};
+use super::{http1, naive, node};
 
 const PING: u8 = 6;
 const ACK: u8 = 1;
@@ -109,28 +106,14 @@ fn head(bytes: &[u8]) {
     assert!(head.path.is_empty() || text[head.path.clone()] == *path);
 }
 
-/// One node for all inputs: see [`super::connection`].
+/// One node for all inputs.
 fn address() -> SocketAddr {
     static ADDRESS: OnceLock<SocketAddr> = OnceLock::new();
     *ADDRESS.get_or_init(|| {
-        let text = "[[listener]]\naddress = \"127.0.0.1:0\"\nhttp2 = true\n[admin]\naddress = \"127.0.0.1:0\"\n\
-                    [destination]\ntype = \"null\"\n\
-                    [slabs]\nregistered = \"never\"\n\
-                    classes = [{ size = \"16KiB\", count = 4 }, { size = \"64KiB\", count = 4 }]\n\
-                    [http2]\nconnections = 64\nstreams = 16\nwindow = \"16KiB\"\n\
-                    [[route]]\npath = \"/*\"\nack = \"memory\"\n";
-        let config = Config::parse(text, "fuzz.toml".as_ref(), ".".as_ref())
-            .unwrap_or_else(|errors| panic!("{errors}"));
-        let (sender, receiver) = mpsc::channel();
-        // The thread has the node until the process ends: a leaked one would be found by the fuzzer's sanitizer.
-        thread::spawn(move || {
-            let node = Node::start(config, false).unwrap_or_else(|fatal| panic!("{fatal}"));
-            let _ = sender.send(node.listeners()[0]);
-            loop {
-                thread::park();
-            }
-        });
-        receiver.recv().expect("a node that has started")
+        node::start(
+            "http2 = true\n",
+            "[http2]\nconnections = 64\nstreams = 16\nwindow = \"16KiB\"\n",
+        )
     })
 }
 

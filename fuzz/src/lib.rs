@@ -9,6 +9,7 @@ mod connection;
 mod http1;
 mod http2;
 pub mod naive;
+mod node;
 mod proxy;
 mod reference;
 mod segment;
